@@ -1,0 +1,35 @@
+"""Every draw of a replicate, as a function of its seed, what is drawn, and the epoch.
+
+No generator lives from one epoch to the next. What epoch 7 of seed 2 draws is the same in whichever process trains it,
+after whichever interruption and beside whichever other replicate, so there is no generator state to save and none to
+lose; and two optimisers with one seed see the same initial weights, data order, augmentation and noise mask, so that
+their difference is a paired one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, what: str, epoch: int = 0) -> int:
+    """A 63-bit seed for the stream `what` of this seed and epoch; streams are independent of each other."""
+    text = f"{seed}/{what}/{epoch}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def stream(seed: int, what: str, epoch: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator on `device` for the stream `what` of this seed and epoch."""
+    return torch.Generator(device).manual_seed(derive(seed, what, epoch))
+
+
+@contextmanager
+def global_stream(seed: int, what: str, epoch: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for layers that draw from them (initialisation, dropout), and put them back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(seed, what, epoch))
+        yield

@@ -1,0 +1,375 @@
+"""Recipe: every knob of one trial. Its fields are the YAML keys, Ray's config keys and the result columns.
+
+Defaults are those of section 5.1 of Kim et al. (ICML 2022): SGD with momentum 0.9, weight decay 5e-4, learning
+rate 0.1 on a cosine, batch 128, 200 epochs, label smoothing 0.1. Augmentation has no silent default: a study
+names it.
+
+A field that the chosen parts do not use is `None` in the recipe and missing in the tables; giving it a value is an
+error, because a knob that does nothing must not look like one that does. This file imports neither torch nor Ray, so
+that a study of ten thousand cells is checked in a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trainables.data import DATASETS
+from trainables.models import MODELS
+
+#: Raised whenever the same recipe would train to other numbers than before: results made under another number
+#: have other ids, so they are never mixed with new ones.
+SEMANTICS = 1
+
+#: Fields that say where a recipe runs and not what it is: outside its identity.
+EXECUTION = frozenset({"device"})
+
+PROBING = ("sam", "asam", "fsam")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one key, in a sentence that says what to do; `unused`: nothing would read the key."""
+
+    key: str
+    message: str
+    unused: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class RecipeError(ValueError):
+    """Every problem of a recipe at once, in `problems`."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word nearest to `word`, or an empty string."""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Recipe(BaseModel):
+    """The typed settings of one trial, frozen. Build it from plain settings with `Recipe.of`.
+
+    Units: `lr` per step, `epochs` passes over the training split, sizes in images, `label_noise` the fraction of
+    training labels that are corrupted, `crop_padding` and `cutout_size` in pixels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # What is learned from
+    dataset: str = "digits"
+    train_size: int | None = Field(None, ge=2, description="images kept of the training split; all if missing")
+    validation_size: int | None = Field(None, ge=1, description="images held out of the training set")
+    split_seed: int = Field(0, ge=0, description="one split for the whole study, whatever the replicate's seed")
+    label_noise: float = Field(0.0, ge=0, le=1)
+    label_noise_kind: Literal["symmetric", "uniform"] | None = None
+    validation_labels: Literal["clean", "noisy"] | None = None
+    augmentation: tuple[Literal["crop", "flip", "cutout"], ...] = Field((), strict=False)
+    crop_padding: int | None = Field(None, ge=1)
+    cutout_size: int | None = Field(None, ge=1)
+
+    # What learns
+    model: str = "digits_cnn"
+    dropout: float | None = Field(None, ge=0, lt=1)
+
+    # How the neighbourhood is probed
+    optimiser: Literal["sgd", "sam", "asam", "fsam"] = "fsam"
+    gamma: float | None = Field(None, gt=0, description="radius of the neighbourhood, eq 1")
+    eta: float | None = Field(None, ge=0, description="anti-regulariser of the Fisher (section 5); ASAM's offset")
+    asam_convention: Literal["official", "eq5"] | None = None
+    fisher: Literal["gradient_magnitude", "per_example"] | None = None
+    m: int | None = Field(None, ge=1, description="examples that share a probe; the whole batch if missing")
+    natural_gradient: bool | None = Field(None, description="footnote 3")
+    same_dropout: bool | None = Field(None, description="the second pass repeats the first one's dropout masks")
+
+    # How a step is taken
+    base: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float | None = Field(None, gt=0)
+    momentum: float | None = Field(None, ge=0, lt=1)
+    nesterov: bool | None = None
+    beta1: float | None = Field(None, ge=0, lt=1)
+    beta2: float | None = Field(None, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(128, ge=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+    # Where it runs
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        return _known("data set", name, DATASETS)
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        return _known("model", name, MODELS)
+
+    @field_validator("*")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        """Refuse what the chosen parts do not use, and write down the default of what they do."""
+        problems = []
+        for key, rule in _RULES.items():
+            value = getattr(self, key)
+            if rule.used(self):
+                if value is None:
+                    # The model is frozen for its users; this is still its construction.
+                    self.__dict__[key] = rule.default(self)
+            elif value is not None:
+                problems.append(Problem(key, rule.refusal(self), unused=True))
+        problems += _conflicts(self)
+        if problems:
+            raise RecipeError(problems)
+        return self
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Recipe:
+        """Check plain settings, e.g. a YAML mapping.
+
+        Raises:
+            RecipeError: with every problem found, each naming its key and the nearest right name.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            problems, bad = _explain(error)
+            # Judge the rest of the keys too, unless the choice on which their use depends is itself wrong.
+            if bad and not bad & _CHOICES:
+                try:
+                    cls(**{k: v for k, v in settings.items() if k not in bad})
+                except ValidationError as rest:
+                    problems += _explain(rest)[0]
+            raise RecipeError(problems) from None
+
+    def settings(self) -> dict[str, Any]:
+        """The fields this recipe uses, resolved, as JSON values: equal recipes have equal settings."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in self.__dict__.items()
+            if v is not None and k not in EXECUTION
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """All fields as flat table values; what this recipe does not use is None."""
+        return {k: "+".join(v) if isinstance(v, tuple) else v for k, v in self.__dict__.items()}
+
+    def identity(self, data_fingerprint: str) -> str:
+        """12 hexadecimal digits that change whenever the recipe or its data would give other numbers."""
+        return digest(SEMANTICS, self.settings(), data_fingerprint)
+
+    @property
+    def probes(self) -> bool:
+        """Whether a step takes a second gradient at the worst point of a neighbourhood."""
+        return self.optimiser in PROBING
+
+    @property
+    def train_images(self) -> int:
+        """Images of the training split."""
+        facts = DATASETS[self.dataset]
+        rest = facts.train - (self.validation_size or facts.validation)
+        return min(self.train_size or rest, rest)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch; the short last batch counts."""
+        return -(-self.train_images // self.batch_size)
+
+    @property
+    def gradients_per_step(self) -> int:
+        """Minibatch gradients that one step costs: 1 for SGD, 2 with a probe, 1 more for eq 11's squares."""
+        return 1 + self.probes + (self.fisher == "per_example")
+
+
+def digest(*parts: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of the parts' canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When a field is used, its default there, and what to say where it is not."""
+
+    used: Callable[[Recipe], bool]
+    default: Callable[[Recipe], Any]
+    refusal: Callable[[Recipe], str]
+
+
+def _by_optimiser(r: Recipe) -> str:
+    used = [k for k in ("gamma", "eta", "asam_convention", "fisher", "m") if _RULES[k].used(r)]
+    return f"optimiser {r.optimiser} does not use it" + (f" (it uses {', '.join(used)})" if used else "")
+
+
+def _uses_eta(r: Recipe) -> bool:
+    return r.optimiser == "fsam" or (r.optimiser == "asam" and r.asam_convention != "eq5") or bool(r.natural_gradient)
+
+
+def _refuse_eta(r: Recipe) -> str:
+    if r.optimiser == "asam":
+        return "asam_convention eq5 does not use it; asam_convention official does"
+    return _by_optimiser(r)
+
+
+# The order matters where one default decides on the next field's use.
+_RULES: dict[str, _Rule] = {
+    "validation_size": _Rule(lambda r: True, lambda r: DATASETS[r.dataset].validation, lambda r: ""),
+    "label_noise_kind": _Rule(
+        lambda r: r.label_noise > 0, lambda r: "symmetric", lambda r: "label_noise is 0, so it is not used"
+    ),
+    "validation_labels": _Rule(
+        lambda r: r.label_noise > 0, lambda r: "clean", lambda r: "label_noise is 0, so it is not used"
+    ),
+    "crop_padding": _Rule(
+        lambda r: "crop" in r.augmentation,
+        lambda r: 4,
+        lambda r: "augmentation has no crop, so it is not used",
+    ),
+    "cutout_size": _Rule(
+        lambda r: "cutout" in r.augmentation,
+        lambda r: 16,
+        lambda r: "augmentation has no cutout, so it is not used",
+    ),
+    "dropout": _Rule(lambda r: MODELS[r.model].dropout, lambda r: 0.0, lambda r: f"model {r.model} has no dropout"),
+    "gamma": _Rule(lambda r: r.probes, lambda r: {"sam": 0.05, "asam": 0.5, "fsam": 0.1}[r.optimiser], _by_optimiser),
+    "asam_convention": _Rule(lambda r: r.optimiser == "asam", lambda r: "official", _by_optimiser),
+    "natural_gradient": _Rule(
+        lambda r: r.optimiser != "asam",
+        lambda r: False,
+        lambda r: "the Fisher of footnote 3 does not go with ASAM's metric; use sgd, sam or fsam",
+    ),
+    "eta": _Rule(_uses_eta, lambda r: 0.01 if r.optimiser == "asam" else 1.0, _refuse_eta),
+    "fisher": _Rule(
+        lambda r: r.optimiser == "fsam" or bool(r.natural_gradient),
+        lambda r: "gradient_magnitude",
+        _by_optimiser,
+    ),
+    # None is a value of m: the whole batch, as in the paper.
+    "m": _Rule(lambda r: r.probes, lambda r: None, _by_optimiser),
+    "same_dropout": _Rule(
+        lambda r: r.probes and bool(r.dropout),
+        lambda r: False,
+        lambda r: "there is no second pass or no dropout, so it is not used",
+    ),
+    "lr": _Rule(lambda r: True, lambda r: 0.1 if r.base == "sgd" else 1e-3, lambda r: ""),
+    "momentum": _Rule(lambda r: r.base == "sgd", lambda r: 0.9, lambda r: f"base {r.base} uses beta1"),
+    "nesterov": _Rule(lambda r: r.base == "sgd", lambda r: False, lambda r: f"base {r.base} has no Nesterov momentum"),
+    "beta1": _Rule(lambda r: r.base != "sgd", lambda r: 0.9, lambda r: "base sgd uses momentum"),
+    "beta2": _Rule(lambda r: r.base != "sgd", lambda r: 0.999, lambda r: "base sgd uses momentum"),
+}
+
+_CHOICES = {"dataset", "model", "optimiser", "base", "asam_convention", "natural_gradient", "augmentation"}
+
+
+def _conflicts(r: Recipe) -> list[Problem]:
+    """Settings that are each right and do not go together."""
+    found = []
+    facts = DATASETS[r.dataset]
+    room = facts.train - (r.validation_size or 0)
+    if room < 2:
+        found.append(Problem("validation_size", f"{r.validation_size} leaves no training images of {facts.train}"))
+    elif r.train_size and r.train_size > room:
+        found.append(
+            Problem(
+                "train_size",
+                f"{r.train_size} asked, {room} there ({facts.train} less {r.validation_size} for validation)",
+            )
+        )
+    if r.m and r.m > r.batch_size:
+        found.append(Problem("m", f"{r.m} is more than batch_size {r.batch_size}"))
+    if r.nesterov and not r.momentum:
+        found.append(Problem("nesterov", "needs momentum above 0"))
+    if len(set(r.augmentation)) < len(r.augmentation):
+        found.append(Problem("augmentation", "names an operation twice"))
+    if r.cutout_size and r.cutout_size > 2 * facts.side:
+        found.append(Problem("cutout_size", f"{r.cutout_size} pixels on images of {facts.side} x {facts.side}"))
+    if not found:
+        found += _lonely_image(r)
+    return found
+
+
+def _lonely_image(r: Recipe) -> list[Problem]:
+    """BatchNorm in training mode has no variance over one image: refuse the batch size now, not after an epoch."""
+    last = r.train_images % r.batch_size or r.batch_size
+    key = "batch_size"
+    if r.m:
+        key, sizes = "m", {(n % r.m or r.m) for n in (last, r.batch_size)}
+    else:
+        sizes = {last}
+    if 1 in sizes:
+        return [Problem(key, f"leaves a group of one image ({r.train_images} images); choose another")]
+    return []
+
+
+def _known(noun: str, name: str, table: Mapping[str, Any]) -> str:
+    if name not in table:
+        raise ValueError(f"unknown {noun} {name!r}{nearest(name, table)} (known: {', '.join(sorted(table))})")
+    return name
+
+
+def _explain(error: ValidationError) -> tuple[list[Problem], set[str]]:
+    """pydantic's errors as problems in this project's words, and the keys that have to be left out to go on."""
+    problems: list[Problem] = []
+    bad: set[str] = set()
+    for item in error.errors():
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, RecipeError):
+            problems += cause.problems
+            continue
+        key = str(item["loc"][0])
+        bad.add(key)
+        problems.append(Problem(key, _sentence(key, item)))
+    return problems, bad
+
+
+def _sentence(key: str, item: Any) -> str:
+    given, kind, ctx = item["input"], item["type"], item.get("ctx", {})
+    shown = repr(given) if isinstance(given, str) else json.dumps(given, default=str)
+    match kind:
+        case "extra_forbidden":
+            return f"unknown{nearest(key, Recipe.model_fields)}"
+        case "literal_error":
+            names = ctx["expected"].replace("'", "")
+            return f"{shown} is not one of {names}{nearest(str(given), names.replace(' or ', ', ').split(', '))}"
+        case "float_type" | "int_type" | "bool_type" | "string_type":
+            wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
+            return f"{shown} is not {wanted[kind.split('_')[0]]}"
+        case "greater_than":
+            return f"{shown} is not above {ctx['gt']:g}"
+        case "greater_than_equal":
+            return f"{shown} is below {ctx['ge']:g}"
+        case "less_than":
+            return f"{shown} is not below {ctx['lt']:g}"
+        case "less_than_equal":
+            return f"{shown} is above {ctx['le']:g}"
+        case "string_pattern_mismatch":
+            return f"{shown} is not auto, cpu, cuda or cuda:N"
+        case "tuple_type":
+            return f"{shown} is not a list"
+        case "value_error":
+            return str(ctx["error"])
+        case _:
+            return f"{shown}: {item['msg']}"

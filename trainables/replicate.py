@@ -1,0 +1,296 @@
+"""One replicate: a seed's model, optimiser and data order. Train an epoch, evaluate, save, load. No Ray in it:
+
+    recipe = Recipe.of({"dataset": "digits", "optimiser": "fsam", "gamma": 0.1, "eta": 1.0, "epochs": 20})
+    replicate = Replicate(recipe, seed=0)
+    while replicate.epoch < recipe.epochs:
+        print(replicate.train_epoch())
+    print(replicate.evaluate("test"))
+
+Saved after epoch 3 and loaded into a new object, it goes on bit for bit as if it had not been interrupted (on CPU, with
+the same number of threads): the state is the tensors alone, since every draw is a function of the seed and the epoch
+(`trainables.randomness`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.data.augment import Augmentation, normalise
+from trainables.data.label_noise import corrupt, mask_hash
+from trainables.data.resident import resident
+from trainables.data.splits import Splits
+from trainables.models import build
+from trainables.randomness import derive, global_stream, stream
+from trainables.recipe import Recipe
+from trainables.schedule import learning_rate
+from trainables.sharpness import SharpnessAware, per_example_squares
+
+Row = dict[str, float | int | str | bool]
+
+#: Images of one evaluation batch, by device type: large enough to keep the device busy, small enough for its caches.
+EVALUATION_BATCH = {"cpu": 256, "cuda": 2048}
+
+#: Of an epoch's steps, how many are watched by the diagnostics: enough to see a trend, too few to cost.
+WATCHED_STEPS = 4
+
+#: Examples whose gradients eq 11 holds at once.
+PER_EXAMPLE_CHUNK = 32
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Replicate:
+    """One seed of a recipe, on one device.
+
+    Args:
+        recipe: what to train.
+        seed: fixes the initial weights, data order, augmentation, dropout and label noise, whatever the optimiser.
+        data_root: folder of the data set's files, for data sets that have files.
+
+    Attributes:
+        epoch: epochs trained so far.
+        diverged: whether training has broken down (see `train_epoch`); it cannot go on then.
+
+    Raises:
+        trainables.data.DataError: the data set is missing or damaged.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.device = resolve_device(recipe.device)
+        self.data: Splits = resident(recipe, data_root, self.device)
+        self.epoch = 0
+        self.diverged = False
+        self.images_seen = 0
+        self.gradient_evaluations = 0
+        self.train_seconds = 0.0
+
+        self._dtype = torch.float64 if recipe.precision == "float64" else torch.float32
+        self._labels, self._validation_labels, self.label_hash = self._noisy_labels()
+        # Weights are drawn on the CPU, so that they are the same on every device.
+        with global_stream(seed, "initial weights", 0, torch.device("cpu")):
+            model = build(
+                recipe.model,
+                classes=self.data.classes,
+                channels=self.data.train.x.shape[1],
+                side=self.data.train.x.shape[2],
+                dropout=recipe.dropout,
+            )
+        self.model: nn.Module = model.to(self.device, self._dtype)
+        self.optimiser = _optimiser(recipe, self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "float16" else None
+        self._augment = Augmentation(
+            recipe.augmentation,
+            **{
+                k: v
+                for k, v in (("crop_padding", recipe.crop_padding), ("cutout_size", recipe.cutout_size))
+                if v is not None
+            },
+        )
+
+    def train_epoch(self) -> Row:
+        """Train one epoch and evaluate on the validation split.
+
+        Returns:
+            The epoch's row: losses in nats (the training loss with its label smoothing, averaged over the epoch's first
+            passes; the validation loss without), accuracies in [0, 1], `lr`, the diagnostics of
+            `trainables.sharpness.diagnostics`, cumulative `images_seen`, `gradient_evaluations` (minibatch gradients)
+            and `train_seconds`, and `diverged`: the validation loss is not finite, or more than half of the epoch's
+            steps had to be skipped because a gradient was not.
+        """
+        start = time.perf_counter()
+        recipe, data = self.recipe, self.data
+        lr = learning_rate(recipe, self.epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.model.train()
+
+        order = torch.randperm(len(data.train.x), generator=stream(self.seed, "data order", self.epoch))
+        draws = stream(self.seed, "augmentation", self.epoch, self.device)
+        batches = order.to(self.device).split(recipe.batch_size)
+        watched = {round(i * (len(batches) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        with global_stream(self.seed, "dropout", self.epoch, self.device):
+            for i, batch in enumerate(batches):
+                x = self._augment(data.train.x[batch], data.mean, data.std, draws).to(self._dtype)
+                self.optimiser.watch = i in watched
+                batch_loss, batch_correct = self._step(x, self._labels[batch])
+                loss += batch_loss
+                correct += batch_correct
+        diagnostics = self.optimiser.diagnostics()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+        self.epoch += 1
+        self.images_seen += len(order)
+        self.gradient_evaluations += len(batches) * recipe.gradients_per_step
+        self.train_seconds += time.perf_counter() - start
+        validation_loss, validation_accuracy = self.evaluate("validation")
+        self.diverged = not math.isfinite(validation_loss) or diagnostics["skipped_steps"] > len(batches) / 2
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "lr": lr,
+            "train_loss": float(loss) / len(order),
+            "train_accuracy": int(correct) / len(order),
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            **diagnostics,
+            "images_seen": self.images_seen,
+            "gradient_evaluations": self.gradient_evaluations,
+            "train_seconds": self.train_seconds,
+            "diverged": self.diverged,
+        }
+
+    @torch.inference_mode()
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """Mean cross-entropy (nats, no smoothing) and accuracy in [0, 1] on `train`, `validation` or `test`.
+
+        Noisy labels are used where the recipe says so; the test labels are always clean.
+        """
+        images = getattr(self.data, split)
+        labels = {"train": self._labels, "validation": self._validation_labels}.get(split, images.y)
+        self.model.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        size = EVALUATION_BATCH[self.device.type]
+        for x, y in zip(images.x.split(size), labels.split(size), strict=True):
+            logits = self._forward(normalise(x, self.data.mean, self.data.std).to(self._dtype))
+            loss += F.cross_entropy(logits, y, reduction="sum")
+            correct += (logits.argmax(1) == y).sum()
+        return float(loss) / len(labels), int(correct) / len(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on as if nothing had happened; tensors and plain values."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "images_seen": self.images_seen,
+            "gradient_evaluations": self.gradient_evaluations,
+            "train_seconds": self.train_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises:
+            ValueError: the state belongs to another seed.
+        """
+        if state["seed"] != self.seed:
+            raise ValueError(f"the state is of seed {state['seed']}, this replicate is seed {self.seed}")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        for key in ("epoch", "images_seen", "gradient_evaluations", "train_seconds"):
+            setattr(self, key, state[key])
+
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimiser step. Returns the first pass's summed loss and its number of right answers, on the device."""
+        seen: list[tuple[Tensor, Tensor]] = []  # per group of m examples, from its first pass
+
+        def closure_of(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+            first_pass = True
+
+            def closure() -> Tensor:
+                nonlocal first_pass
+                self.optimiser.zero_grad()
+                logits = self._forward(x)
+                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
+                if first_pass:
+                    first_pass = False
+                    hits = (logits.detach().argmax(1) == y).sum()
+                    seen.append((loss.detach() * len(y), hits))
+                return loss.detach()
+
+            return closure
+
+        def squares_of(x: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:
+            return lambda: per_example_squares(
+                self.model,
+                lambda logits, label: F.cross_entropy(logits, label, label_smoothing=self.recipe.label_smoothing),
+                x,
+                y,
+                chunk=PER_EXAMPLE_CHUNK,
+            )
+
+        groups = list(zip(x.split(self.recipe.m or len(y)), y.split(self.recipe.m or len(y)), strict=True))
+        self.optimiser.step(
+            [closure_of(*group) for group in groups],
+            weights=[len(labels) for _, labels in groups],
+            fisher=[squares_of(*group) for group in groups] if self.recipe.fisher == "per_example" else None,
+            same_draws=bool(self.recipe.same_dropout),
+            scaler=self.scaler,
+        )
+        if self.scaler:
+            self.scaler.update()
+        losses, hits = zip(*seen, strict=True)
+        return sum(losses), sum(hits)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """Logits in at least float32, the model under the recipe's precision."""
+        dtype = DTYPES.get(self.recipe.precision)
+        with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
+            logits: Tensor = self.model(x)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _noisy_labels(self) -> tuple[Tensor, Tensor, str]:
+        """Training and validation labels as this seed sees them, and the hash of the training ones."""
+        recipe, train, validation = self.recipe, self.data.train.y, self.data.validation.y
+        if recipe.label_noise > 0:
+            kind = str(recipe.label_noise_kind)
+
+            def noisy(labels: Tensor, what: str) -> Tensor:
+                return corrupt(
+                    labels,
+                    rate=recipe.label_noise,
+                    kind=kind,
+                    classes=self.data.classes,
+                    seed=derive(self.seed, what),
+                )[0]
+
+            train = noisy(train, "label noise")
+            if recipe.validation_labels == "noisy":
+                validation = noisy(validation, "validation label noise")
+        return train, validation, mask_hash(train)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one and the CPU elsewhere."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _optimiser(recipe: Recipe, model: nn.Module) -> SharpnessAware:
+    settings: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.base == "sgd":
+        settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    else:
+        settings |= {"betas": (recipe.beta1, recipe.beta2)}
+    base = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.base]
+    metric = {"sgd": None, "asam": f"asam_{recipe.asam_convention}"}.get(recipe.optimiser, recipe.optimiser)
+    if recipe.probes:
+        settings["gamma"] = recipe.gamma
+    return SharpnessAware(
+        model.parameters(),
+        base,
+        metric=metric,
+        eta=recipe.eta,
+        natural_gradient=bool(recipe.natural_gradient),
+        module=model,
+        **settings,
+    )

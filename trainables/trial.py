@@ -1,0 +1,157 @@
+"""The Ray Tune trial: all seeds of one cell, trained together, one report an epoch.
+
+The seeds of a cell share a trial so that a scheduler decides on the cell's mean: with a trial per seed the lucky seeds
+survive and the mean of what is left is biased. What the trial writes goes through a `Keeper` that its caller hands
+in, so this package knows nothing of where a study lives.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any, Protocol
+
+import torch
+from ray import tune
+
+from trainables.recipe import Recipe
+from trainables.replicate import Replicate, Row
+
+#: Reported as the mean over the cell's seeds.
+AVERAGED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+
+
+class Keeper(Protocol):
+    """Where a trial's epochs and checkpoints are kept."""
+
+    def load_checkpoint(self, trial: str) -> bytes | None:
+        """The newest whole checkpoint of the trial, or None."""
+
+    def save_checkpoint(self, trial: str, epoch: int, payload: bytes) -> None:
+        """Keep a checkpoint, whole or not at all."""
+
+    def save_history(self, trial: str, rows: list[Row]) -> None:
+        """Keep all of the trial's rows so far, whole or not at all."""
+
+
+class Trial(tune.Trainable):
+    """Trains the replicates of one cell.
+
+    `config["job"]` holds `trial` and `cell` (ids), `recipe` (settings), `seeds`, and `until`: the epoch at which a
+    decision already recorded for this cell ends it, or None. One `step` is one epoch of every seed. A report has the
+    cell's means, a row per seed in `replicates`, and in its last one `outcome`: `complete` (with the test accuracy,
+    measured here and nowhere else), `stopped` (at `until`) or `diverged`.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        keeper: Keeper | None = None,
+        data_root: str | None = None,
+        threads: int | None = None,
+        checkpoint_every: int | None = None,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        assert keeper is not None  # the runner binds it
+        if threads:
+            # More threads than the trial's CPUs would fight with its neighbours'.
+            torch.set_num_threads(threads)
+        self.keeper, self.data_root = keeper, data_root
+        self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next cell in this warm process: its imports, its device context and its data stay."""
+        self._flush()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch of every seed."""
+        if self.epoch < self.target:
+            self.epoch += 1
+            self.rows = [replicate.train_epoch() for replicate in self.replicates]
+            self.history += [{"cell": self.cell, **row} for row in self.rows]
+        outcome = self._outcome()
+        report = {
+            "epoch": self.epoch,
+            **{key: _mean([row[key] for row in self.rows]) for key in AVERAGED},
+            "replicates": [
+                {**row, "label_hash": r.label_hash} for row, r in zip(self.rows, self.replicates, strict=True)
+            ],
+            "device": self.device_name,
+        }
+        if outcome:
+            report |= {"outcome": outcome, "done": True}
+        if outcome == "complete":
+            for row, replicate in zip(report["replicates"], self.replicates, strict=True):
+                row["test_loss"], row["test_accuracy"] = replicate.evaluate("test")
+        self._keep(last=bool(outcome), usable=outcome != "diverged")
+        return report
+
+    def cleanup(self) -> None:
+        self._flush()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        job = config["job"]
+        self.trial: str = job["trial"]
+        self.cell: str = job["cell"]
+        recipe = Recipe.of(job["recipe"])
+        self.target: int = job["until"] or recipe.epochs
+        self.recipe = recipe
+        self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
+        device = self.replicates[0].device
+        self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        self.epoch = 0
+        self.rows: list[Row] = []
+        self.history: list[Row] = []
+        self._written = 0
+        self._checkpointed = time.monotonic()
+        saved = self.keeper.load_checkpoint(self.trial)
+        if saved is not None:
+            self._restore(saved)
+
+    def _restore(self, saved: bytes) -> None:
+        state = torch.load(io.BytesIO(saved), map_location=self.replicates[0].device, weights_only=True)
+        for replicate, part in zip(self.replicates, state["replicates"], strict=True):
+            replicate.load_state_dict(part)
+        self.epoch, self.history = state["epoch"], state["history"]
+        self.rows = [
+            {key: value for key, value in row.items() if key != "cell"} for row in self.history[-len(self.replicates) :]
+        ]
+        self._written = len(self.history)
+
+    def _outcome(self) -> str | None:
+        if any(replicate.diverged for replicate in self.replicates):
+            return "diverged"
+        if self.epoch >= self.recipe.epochs:
+            return "complete"
+        return "stopped" if self.epoch >= self.target else None
+
+    def _keep(self, last: bool, usable: bool) -> None:
+        """Write the epochs, and a checkpoint when one is due; what diverged is not worth going on from."""
+        now = time.monotonic()
+        if self.checkpoint_every:
+            due = self.epoch % self.checkpoint_every == 0
+        else:
+            due = now - self._checkpointed >= self.checkpoint_seconds
+        if usable and (due or last):
+            state = {
+                "epoch": self.epoch,
+                "history": self.history,
+                "replicates": [replicate.state_dict() for replicate in self.replicates],
+            }
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            self.keeper.save_checkpoint(self.trial, self.epoch, buffer.getvalue())
+            self._checkpointed = now
+        self._flush()
+
+    def _flush(self) -> None:
+        if len(self.history) > self._written:
+            self.keeper.save_history(self.trial, self.history)
+            self._written = len(self.history)
+
+
+def _mean(values: list[Any]) -> float:
+    return float(sum(values) / len(values))
