@@ -1,0 +1,254 @@
+"""The `study` command. Each verb is a thin line from the arguments to the package; errors are one clear line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from study.spec import Study, StudyError
+from study.store import StoreError, StudyFolder, open_study
+from trainables.data import DataError
+
+if TYPE_CHECKING:
+    from study.plan import Plan
+
+#: Exit codes, as `study --help` lists them.
+OK, FAILED_TRIALS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_EPILOG = """\
+exit codes: 0 done; 1 done, but some trials failed; 2 the input, the data, the storage or the cluster is not as it has
+to be (each problem on a line of its own, nothing changed on disk); 130 interrupted (the same command goes on)"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    parser = _Parser(prog="study", description="Studies of sharpness-aware training on Ray Tune.", epilog=_EPILOG)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    plan = verbs.add_parser("plan", help="check a study file and say what running it would do")
+    _file_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(verb=_plan)
+
+    run = verbs.add_parser("run", help="train what a study's folder does not have yet, then report")
+    _file_arguments(run)
+    run.add_argument("--address", help="Ray cluster to run on; without it, one of this run's own on this machine")
+    run.add_argument("--cpus", type=int, help="CPUs that a cluster of our own may use (default: all)")
+    run.add_argument("--no-report", action="store_true", help="do not write the report at the end")
+    run.set_defaults(verb=_run)
+
+    report = verbs.add_parser("report", help="draw the figures, tables and page of a study's folder")
+    report.add_argument("folder", help="the study's folder, e.g. results/digits_sensitivity, or a URI")
+    report.add_argument("--out", help="where to write it (default: the folder's own report/)")
+    report.set_defaults(verb=_report)
+
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.verb(options)
+        return code
+    except (StudyError, StoreError, DataError) as error:
+        for line in str(error).splitlines():
+            print(f"study: {line}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _file_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="the study's YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting above the file's, e.g. epochs=2",
+    )
+    parser.add_argument("--storage", help="folder or URI that holds studies (above the file's)")
+    parser.add_argument("--data", help="folder of the data sets' files (above the file's)")
+
+
+def _load(options: argparse.Namespace) -> tuple[Study, StudyFolder]:
+    overrides = list(options.set)
+    for key in ("storage", "data"):
+        if getattr(options, key) is not None:
+            # As JSON: a path that looks like another YAML value stays text.
+            overrides.append(f"{key}={json.dumps(getattr(options, key))}")
+    study = Study.load(options.file, overrides)
+    return study, StudyFolder(f"{study.storage.rstrip('/')}/{study.name}")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from study.plan import make_plan
+
+    study, folder = _load(options)
+    plan = make_plan(study, folder)
+    if options.json:
+        print(json.dumps(_plan_json(plan, folder), indent=1))
+        return OK
+    for line in _plan_lines(plan, folder):
+        print(line)
+    return OK
+
+
+def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
+    return {
+        "study": plan.study.name,
+        "folder": folder.uri,
+        "cells": len(plan.cells),
+        "seeds": list(plan.study.seeds),
+        "replicates": plan.replicates,
+        "replicates_done": plan.done,
+        "rungs": plan.rungs(),
+        "work": plan.work(),
+        "trials": [
+            {"trial": t.id, "cell": t.cell.id, "arm": t.cell.arm, "seeds": list(t.seeds), "epochs": t.epochs}
+            for t in plan.todo
+        ],
+    }
+
+
+def _plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
+    study = plan.study
+    lines = [f"{study.name}: {study.question}"]
+    for arm in study.arms_or_one():
+        recipes = [cell.recipe for cell in plan.cells if cell.arm == arm]
+        axes = []
+        for key in study.grid:
+            values = list(dict.fromkeys(getattr(r, key) for r in recipes))
+            if len(values) > 1:
+                axes.append(f"{len(values)} {key}")
+        lines.append(f"  {arm}: {_count(len(recipes), 'cell')}" + (f" ({' x '.join(axes)})" if axes else ""))
+    lines.append(
+        f"  {_count(len(plan.cells), 'cell')} x {_count(len(study.seeds), 'seed')} = {plan.replicates} replicates, "
+        f"{plan.done} done; {_count(len(plan.todo), 'trial')} to train (a trial trains the missing seeds of a cell)"
+    )
+    rungs = plan.rungs()
+    lines.append(
+        f"  scheduler {study.scheduler}" + (f": decides at epochs {', '.join(map(str, rungs))}" if rungs else "")
+    )
+    lines.append(f"  folder {folder.uri}")
+    work = plan.work()
+    if plan.todo:
+        most = "at most " if rungs else ""
+        lines.append(
+            f"  work: {most}{work['epochs']:,} replicate epochs, {work['gradients']:,} minibatch gradients, "
+            f"{work['images']:,} training images"
+        )
+        speed = _measured_speed(plan)
+        if speed is not None:
+            lines.append(f"  time: {most}{_duration(speed[0] * work['gradients'])} of training {speed[1]}")
+    else:
+        lines.append("  nothing is missing")
+    return lines
+
+
+def _measured_speed(plan: Plan) -> tuple[float, str] | None:
+    """Seconds per minibatch gradient of the replicates that this study has trained; None before there are any."""
+    rows = [row for row in plan.ended.values() if row.get("gradient_evaluations")]
+    if not rows:
+        return None
+    seconds, gradients = (sum(row[key] for row in rows) for key in ("train_seconds", "gradient_evaluations"))
+    return (
+        seconds / gradients,
+        f"on one trial's resources, at the speed of the {len(rows)} replicates trained",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from study.plan import make_plan
+    from study.provenance import new_run_id
+
+    study, folder = _load(options)
+    plan = make_plan(study, folder)
+    _refuse_another_study(study, plan, folder)
+    folder.check_writable()
+    print("\n".join(_plan_lines(plan, folder)), flush=True)
+    code = OK
+    if plan.todo:
+        # Whoever stops this process politely gets the same clean end as at the keyboard.
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        code = _train(plan, folder, new_run_id(), options)
+    if code != INTERRUPTED and not options.no_report:
+        _print_report(folder.uri, None)
+    return code
+
+
+def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespace) -> int:
+    from study.cluster import ClusterError, connected  # Ray takes seconds to import: only here
+    from study.runner import run_plan
+
+    try:
+        with connected(options.address, options.cpus):
+            from pathlib import Path
+
+            summary = run_plan(plan, folder, run, Path(options.file).read_text(encoding="utf-8"))
+    except ClusterError as error:
+        print(f"study: {error}", file=sys.stderr)
+        return BAD_INPUT
+    ended = ", ".join(f"{n} {state}" for state, n in summary.ended.items()) or "none ended"
+    print(
+        f"{_count(len(plan.todo), 'trial')} in {_duration(summary.seconds)}: {ended}; "
+        f"{_duration(summary.train_seconds)} of training in all trials together"
+    )
+    if summary.interrupted:
+        print(f"interrupted: what is finished is in {folder.uri}; the same command goes on from there")
+        return INTERRUPTED
+    if summary.ended.get("failed"):
+        print(
+            f"study: {summary.ended['failed']} trials failed; the report says why, the same command tries again",
+            file=sys.stderr,
+        )
+        return FAILED_TRIALS
+    return OK
+
+
+def _refuse_another_study(study: Study, plan: Plan, folder: StudyFolder) -> None:
+    """A folder is continued only by a study with the same name that asks the same question or shares a cell."""
+    if folder.foreign():
+        raise StoreError(f"{folder.uri} holds other files and no study; choose another name or --storage")
+    there = folder.spec()
+    if there is None:
+        return
+    if there["name"] != study.name or (
+        there["question"] != study.question
+        and not ({cell.id for cell in plan.cells} & set(open_study(folder.uri).replicates()["cell"]))
+    ):
+        raise StoreError(
+            f"{folder.uri} holds another study ({there['name']}: {there['question'].strip()}); "
+            "choose another name or --storage"
+        )
+
+
+def _report(options: argparse.Namespace) -> int:
+    _print_report(options.folder, options.out)
+    return OK
+
+
+def _print_report(uri: str, out: str | None) -> None:
+    from analysis.report import summary_lines, write_report
+
+    reader = open_study(uri)
+    report = write_report(reader, out if out is not None else f"{uri.rstrip('/')}/report")
+    for line in summary_lines(reader, report):
+        print(line)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def _duration(seconds: float) -> str:
+    from study.progress import duration
+
+    return duration(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

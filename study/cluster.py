@@ -1,0 +1,89 @@
+"""The Ray cluster of a run: the one that the user named, or one of this run's own. Nothing else is attached to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from study.plan import Plan
+from study.spec import Resources
+from trainables.models import MODELS
+
+#: The most trials of small networks that share a GPU when the study leaves it to us.
+SHARE = 4
+
+
+class ClusterError(Exception):
+    """The cluster cannot be reached, or can never give what the study asks; one line."""
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of a run.
+
+    Args:
+        address: of a running cluster; None starts one for this run, on this machine, and ends it.
+        cpus: CPUs that a cluster of our own may use; all if None.
+
+    Raises:
+        ClusterError: no cluster at that address.
+    """
+    # Ray's housekeeping must not talk over the study's own display.
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": True,
+    }
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(f"no Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:
+    """CPUs and GPUs of one trial on the connected cluster.
+
+    Left to us, a trial takes one CPU (the same wherever it runs, since the number of threads decides on the last bits
+    of a sum) and, where there are GPUs, one of them, or a share where every network is too small to fill one and there
+    are trials enough.
+
+    Raises:
+        ClusterError: no node can ever hold such a trial.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    cpu = asked.cpu if asked.cpu is not None else 1
+    gpu = asked.gpu
+    on_cpu = all(trial.cell.recipe.device == "cpu" for trial in plan.todo)
+    if gpu is None:
+        gpu = 0.0 if on_cpu or not gpus else _share(plan, gpus)
+    if not any(node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in nodes):
+        has = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise ClusterError(
+            f"resources: a trial asks for cpu {cpu:g}, gpu {gpu:g}; the largest node of this cluster has "
+            f"cpu {has.get('CPU', 0):g}, gpu {has.get('GPU', 0):g}"
+        )
+    needs_gpu = sorted({t.cell.recipe.device for t in plan.todo if t.cell.recipe.device.startswith("cuda")})
+    if needs_gpu and not gpu:
+        raise ClusterError(f"recipe.device: {needs_gpu[0]} asked, and a trial gets no GPU here")
+    return {"cpu": float(cpu), "gpu": float(gpu)}
+
+
+def _share(plan: Plan, gpus: float) -> float:
+    if not all(MODELS[trial.cell.recipe.model].light for trial in plan.todo):
+        return 1.0
+    return 1.0 / min(SHARE, max(1, math.ceil(len(plan.todo) / gpus)))

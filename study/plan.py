@@ -1,0 +1,145 @@
+"""Plan: a study as cells and trials with their ids, less what its folder already has. No Ray, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from study.asha import Asha, Decision
+from study.spec import Study
+from study.store import ENDED, StudyFolder
+from trainables.data import fingerprint
+from trainables.recipe import EXECUTION, Recipe, digest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of arms x grid, seeds left out; `id` is the hash of its resolved recipe and its data."""
+
+    id: str
+    arm: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One run of a cell's missing seeds.
+
+    `until` is the epoch at which an earlier decision on this cell ends it (its full length if the cell is complete),
+    and None where the scheduler still has to decide: seeds that are added to a decided cell follow its decision,
+    so that a cell has one fidelity.
+    """
+
+    cell: Cell
+    seeds: tuple[int, ...]
+    until: int | None
+
+    @cached_property
+    def id(self) -> str:
+        return trial_id(self.cell, self.seeds)
+
+    @property
+    def epochs(self) -> int:
+        return self.until or self.cell.recipe.epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do: the cells, what is ended, and the trials that are missing."""
+
+    study: Study
+    cells: list[Cell]
+    ended: dict[tuple[str, int], dict[str, Any]]
+    todo: list[PlannedTrial]
+    decisions: list[Decision]
+
+    @property
+    def replicates(self) -> int:
+        return len(self.cells) * len(self.study.seeds)
+
+    @property
+    def done(self) -> int:
+        """Planned replicates that have ended."""
+        return sum((cell.id, seed) in self.ended for cell in self.cells for seed in self.study.seeds)
+
+    def work(self) -> dict[str, int]:
+        """What the missing trials cost at most: replicate epochs, optimiser steps, minibatch gradients, images."""
+        totals = dict.fromkeys(("epochs", "steps", "gradients", "images"), 0)
+        for trial in self.todo:
+            recipe, epochs = trial.cell.recipe, trial.epochs * len(trial.seeds)
+            steps = recipe.steps_per_epoch * epochs
+            totals["epochs"] += epochs
+            totals["steps"] += steps
+            totals["gradients"] += steps * recipe.gradients_per_step
+            totals["images"] += recipe.train_images * epochs
+        return totals
+
+    def rungs(self) -> list[int]:
+        """Epochs at which ASHA decides; none under fifo."""
+        asha = self.asha()
+        return asha.rungs if asha else []
+
+    def asha(self) -> Asha | None:
+        """The study's ASHA with its recorded decisions taken back, or None under fifo."""
+        scheduler = self.study.scheduler
+        if scheduler.name != "asha" or not self.cells:
+            return None
+        asha = Asha(self.cells[0].recipe.epochs, *scheduler.settings())
+        asha.rebuild(self.decisions)
+        return asha
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per planned replicate, as the store's plan.parquet holds it."""
+        rows = []
+        for cell in self.cells:
+            columns = {k: v for k, v in cell.recipe.columns().items() if k not in EXECUTION}
+            rows += [{"cell": cell.id, "arm": cell.arm, "seed": seed, **columns} for seed in self.study.seeds]
+        return rows
+
+
+def trial_id(cell: Cell, seeds: Iterable[int]) -> str:
+    """12 hexadecimal digits for a cell's run with these seeds."""
+    return digest("trial", cell.id, list(seeds))
+
+
+def make_plan(study: Study, folder: StudyFolder) -> Plan:
+    """Lay the study out and subtract what the folder has.
+
+    Raises:
+        trainables.data.DataError: a data set is missing or damaged.
+        study.store.StoreError: the folder cannot be read.
+    """
+    root = study.data_root()
+    prints: dict[str, str] = {}
+    cells = []
+    for arm, recipe in study.points():
+        if recipe.dataset not in prints:
+            prints[recipe.dataset] = fingerprint(recipe.dataset, root)
+        cells.append(Cell(recipe.identity(prints[recipe.dataset]), arm, recipe))
+    ids = {cell.id for cell in cells}
+    ended = {(row["cell"], row["seed"]): row for row in folder.outcomes() if row["cell"] in ids and _stands(row, study)}
+    decided = [
+        row for row in folder.decisions_rows() if row["cell"] in ids and row["scheduler"] == str(study.scheduler)
+    ]
+    stops = {row["trial"]: row["epoch"] for row in decided if row["stop"]}
+    todo: list[PlannedTrial] = []
+    planned: set[str] = set()  # two arms may hold one recipe: it is trained once
+    for cell in cells:
+        missing = tuple(seed for seed in study.seeds if (cell.id, seed) not in ended)
+        if missing and cell.id not in planned:
+            planned.add(cell.id)
+            rows = [row for seed in study.seeds if (row := ended.get((cell.id, seed)))]
+            until = int(rows[0]["epoch"]) if rows else stops.get(trial_id(cell, missing))
+            todo.append(PlannedTrial(cell, missing, until))
+    return Plan(study, cells, ended, todo, [as_decision(row) for row in decided])
+
+
+def _stands(row: Mapping[str, Any], study: Study) -> bool:
+    """Whether an ended replicate counts: a stop that another scheduler decided is no end under this one."""
+    return row["status"] in ENDED and (row["status"] != "stopped" or row["scheduler"] == str(study.scheduler))
+
+
+def as_decision(row: Mapping[str, Any]) -> Decision:
+    return Decision(**{key: row[key] for key in Decision.__dataclass_fields__})

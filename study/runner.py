@@ -1,0 +1,233 @@
+"""Run a plan under Ray Tune: the only place that builds a Tuner.
+
+Ray schedules and keeps the workers warm. Nothing of Ray's own records is kept: its experiment folder is a temporary
+one, and what a study needs to go on is in the study's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+# Before Ray Tune is imported: a file per trial and epoch from Ray's loggers would only repeat the study's own.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "3600")
+
+from ray import tune  # the environment above has to be set first
+
+from study.board import Board, worst
+from study.cluster import choose_resources
+from study.keeper import FolderKeeper
+from study.plan import Plan, PlannedTrial
+from study.progress import Display, make_display
+from study.provenance import now, provenance
+from study.scheduling import make_scheduler
+from study.store import StudyFolder
+from trainables.trial import Trial
+
+
+@dataclass
+class Summary:
+    """How a run ended."""
+
+    run: str
+    seconds: float
+    train_seconds: float  # the sum of the replicates' own training time in this run
+    ended: dict[str, int] = field(default_factory=dict)  # trials of this run by how they ended
+    interrupted: bool = False
+
+
+def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Display | None = None) -> Summary:
+    """Train what the plan misses on the connected cluster, and record it in the folder.
+
+    Args:
+        plan: what to train.
+        folder: the study's folder.
+        run: this run's id.
+        text: the study file as its user wrote it.
+        display: where to show it; by default the terminal.
+
+    Raises:
+        study.cluster.ClusterError: the cluster can never run such a trial.
+        study.store.StoreError: the folder cannot be written.
+    """
+    resources = choose_resources(plan.study.resources, plan)
+    folder.save_study(plan.study.model_dump(mode="json"), text, plan.rows())
+    record: dict[str, Any] = {
+        "run": run,
+        "started": now(),
+        "ended": None,
+        "resources": resources,
+        "data_fingerprints": sorted({trial.cell.recipe.dataset for trial in plan.todo}),
+        **provenance(),
+    }
+    folder.save_run(run, record)
+    board = Board.of(plan)
+    recorder = Recorder(plan, folder, run, board, display or make_display(board))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
+        _fit(plan, folder, run, resources, recorder, scratch)
+    summary = Summary(
+        run=run,
+        seconds=time.monotonic() - began,
+        train_seconds=recorder.train_seconds,
+        ended=recorder.ended,
+        interrupted=sum(recorder.ended.values()) < len(plan.todo),
+    )
+    folder.save_run(
+        run,
+        {
+            **record,
+            "ended": now(),
+            "seconds": round(summary.seconds, 3),
+            "train_seconds": round(summary.train_seconds, 3),
+            "trials": summary.ended,
+            "interrupted": summary.interrupted,
+            "devices": sorted(recorder.devices),
+        },
+    )
+    return summary
+
+
+def _fit(
+    plan: Plan, folder: StudyFolder, run: str, resources: dict[str, float], recorder: Recorder, scratch: str
+) -> None:
+    study = plan.study
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            Trial,
+            keeper=FolderKeeper(folder, study.checkpoints.keep),
+            data_root=_absolute(study.data_root()),
+            threads=max(1, int(resources["cpu"])),
+            checkpoint_every=study.checkpoints.every,
+            checkpoint_seconds=study.checkpoints.seconds,
+        ),
+        resources,
+    )
+    # Failures are recorded with their reason; Ray would print each one's whole traceback over the display.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    tune.Tuner(
+        trainable,
+        param_space={"job": tune.grid_search([_job(trial, resources) for trial in plan.todo])},
+        tune_config=tune.TuneConfig(
+            scheduler=make_scheduler(plan, folder, run),
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=lambda trial: trial.config["job"]["trial"],
+        ),
+        run_config=tune.RunConfig(
+            name=study.name,
+            storage_path=scratch,
+            verbose=0,
+            callbacks=[recorder],
+            # The study's folder has its own checkpoints; Ray's would be asked for at the end of every trial.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=study.max_failures),
+        ),
+    ).fit()
+
+
+def _job(trial: PlannedTrial, resources: dict[str, float]) -> dict[str, Any]:
+    recipe = trial.cell.recipe
+    # A trial that was given no GPU must not find one by itself.
+    device = recipe.device if resources["gpu"] else "cpu"
+    return {
+        "trial": trial.id,
+        "cell": trial.cell.id,
+        "arm": trial.cell.arm,
+        "recipe": {**recipe.settings(), "device": device},
+        "seeds": list(trial.seeds),
+        "until": trial.until,
+    }
+
+
+def _name(trial: Any) -> str:
+    """A readable name for Ray's dashboard and logs, e.g. `fsam gamma=0.1 eta=1 5f3a...`."""
+    job = trial.config["job"]
+    knobs = [f"{key}={job['recipe'][key]:g}" for key in ("gamma", "eta") if key in job["recipe"]]
+    return "_".join([job["arm"], *knobs, job["trial"]])
+
+
+def _absolute(root: str | None) -> str | None:
+    # Workers have another working directory.
+    return None if root is None else os.path.abspath(os.path.expanduser(root))
+
+
+class Recorder(tune.Callback):
+    """Writes how each trial ended into the study's folder, and moves the board on."""
+
+    def __init__(self, plan: Plan, folder: StudyFolder, run: str, board: Board, display: Display) -> None:
+        self.folder, self.run, self.board, self.display = folder, run, board, display
+        self.scheduler = str(plan.study.scheduler)
+        self.ended: dict[str, int] = {}
+        self.devices: set[str] = set()
+        self.train_seconds = 0.0
+        self.final = plan.study.checkpoints.final
+        self._recorded: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles its callbacks for its own restore, which this project never uses."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.board.start(trial.config["job"]["cell"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Record the trial's end if this is its last result: its own outcome, or the scheduler's stop (`done`)."""
+        job = trial.config["job"]
+        self.devices.add(result["device"])
+        self.board.report(job["trial"], job["cell"], result["epoch"], result["validation_accuracy"])
+        outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
+        if outcome:
+            self.train_seconds += sum(row["train_seconds"] for row in result["replicates"])
+            self._end(job, [self._row(job, row, outcome, result["device"]) for row in result["replicates"]])
+        self.display.update()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial has failed for the last time."""
+        job = trial.config["job"]
+        base = {"status": "failed", "epoch": None, "reason": _reason(trial)}
+        self._end(job, [{**self._common(job), "seed": seed, **base} for seed in job["seeds"]])
+        self.display.update()
+
+    def _row(self, job: dict[str, Any], row: dict[str, Any], outcome: str, device: str) -> dict[str, Any]:
+        status, reason = outcome, None
+        if outcome == "diverged":
+            # The cell has diverged; of its replicates only some have, and the rest was stopped with them.
+            status = "diverged" if row["diverged"] else "stopped"
+            reason = f"diverged at epoch {row['epoch']}" if row["diverged"] else "another seed of the cell diverged"
+        elif outcome == "stopped":
+            reason = f"stopped by {self.scheduler} at epoch {row['epoch']}"
+        values = {key: value for key, value in row.items() if key != "diverged"}
+        return {**self._common(job), **values, "status": status, "reason": reason, "device": device}
+
+    def _common(self, job: dict[str, Any]) -> dict[str, Any]:
+        return {"cell": job["cell"], "run": self.run, "scheduler": self.scheduler}
+
+    def _end(self, job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        if job["trial"] in self._recorded:
+            return
+        self.folder.save_outcome(job["trial"], rows)
+        state = worst([row["status"] for row in rows])
+        if state == "complete" and not self.final:
+            self.folder.delete_checkpoints(job["trial"])
+        self._recorded.add(job["trial"])
+        self.board.end(job["trial"], job["cell"], state)
+        self.ended[state] = self.ended.get(state, 0) + 1
+
+
+def _reason(trial: Any) -> str:
+    """The last line of the trial's traceback."""
+    try:
+        with open(trial.error_file, encoding="utf-8") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except (OSError, TypeError):
+        lines = []
+    return lines[-1][:500] if lines else "failed without a message"

@@ -1,0 +1,64 @@
+"""The schedulers as Ray runs them. ASHA's decision is recorded before it is acted on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from study.asha import Asha
+from study.plan import Plan
+from study.provenance import now
+from study.store import StudyFolder
+
+#: What the schedulers compare: the cell's mean over its seeds, from the validation split (never the test set).
+METRIC = "validation_accuracy"
+
+
+class LedgerAsha(FIFOScheduler):
+    """`study.asha.Asha` under Ray Tune, with its ledger in the study's folder.
+
+    Args:
+        asha: the rungs, with earlier runs' decisions taken back.
+        plan: the trials of this run; those with an `until` follow a decision that is already recorded.
+        folder: the study's folder.
+        run: this run's id.
+    """
+
+    def __init__(self, asha: Asha, plan: Plan, folder: StudyFolder, run: str) -> None:
+        super().__init__()
+        self._asha, self._folder, self._run = asha, folder, run
+        self._scheduler, self._started = str(plan.study.scheduler), now()
+        self._open = {trial.id: trial.cell.id for trial in plan.todo if trial.until is None}
+        self._sequence = 0
+        # The file of a trial is written whole: keep what earlier runs decided on it.
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        for row in folder.trial_rows("decisions.parquet", self._open):
+            self._rows.setdefault(row.pop("trial"), []).append(row)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Continue or stop, by the cell's mean validation accuracy at the rungs."""
+        name: str = trial.config["job"]["trial"]
+        if name not in self._open:
+            return TrialScheduler.CONTINUE
+        decision = self._asha.report(name, result["epoch"], result[METRIC])
+        if decision is None:
+            return TrialScheduler.CONTINUE
+        self._sequence += 1
+        row = {
+            **{key: value for key, value in vars(decision).items() if key != "trial"},
+            "cell": self._open[name],
+            "scheduler": self._scheduler,
+            "run": self._run,
+            "started": self._started,
+            "sequence": self._sequence,
+        }
+        self._rows.setdefault(name, []).append(row)
+        self._folder.save_decisions(name, self._rows[name])
+        return TrialScheduler.STOP if decision.stop else TrialScheduler.CONTINUE
+
+
+def make_scheduler(plan: Plan, folder: StudyFolder, run: str) -> FIFOScheduler:
+    """The scheduler that the study names, ready to go on from what its folder has."""
+    asha = plan.asha()
+    return LedgerAsha(asha, plan, folder, run) if asha else FIFOScheduler()

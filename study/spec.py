@@ -1,0 +1,403 @@
+"""Study: one YAML file that asks a question, checked whole before anything starts. No Ray, no torch.
+
+A shared setting (`recipe`, `grid`) goes to every arm that uses it; an arm's own settings stand above both. What no arm
+uses is an error, and so is a setting that an arm names itself and does not use.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from study.yaml_text import Path as KeyPath
+from study.yaml_text import YamlError, parse
+from trainables.recipe import Problem, Recipe, RecipeError, nearest
+
+#: Where data sets are looked for when neither the command line nor the study says.
+DATA_VARIABLE = "SHARPNESS_STUDY_DATA"
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StudyError(ValueError):
+    """Every problem of a study file at once, in `problems`; its text has one line for each."""
+
+    def __init__(self, problems: Iterable[Problem | str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class Scheduler(BaseModel):
+    """`fifo` runs every cell in full. `asha` stops cells early by their mean validation accuracy (Li et al. 2020)."""
+
+    model_config = _STRICT
+    name: Literal["fifo", "asha"] = "fifo"
+    grace_period: int | None = Field(None, ge=1, description="epochs before a cell can be stopped")
+    reduction_factor: int | None = Field(None, ge=2, description="about one cell in so many goes on at each rung")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        defaults = {"grace_period": 1, "reduction_factor": 4}
+        for key, default in defaults.items():
+            if self.name == "asha" and getattr(self, key) is None:
+                self.__dict__[key] = default
+            elif self.name == "fifo" and getattr(self, key) is not None:
+                raise ValueError(f"{key} belongs to asha; fifo does not use it")
+        return self
+
+    def settings(self) -> tuple[int, int]:
+        """ASHA's grace period and reduction factor; they are resolved where it is asha."""
+        assert self.grace_period is not None
+        assert self.reduction_factor is not None
+        return self.grace_period, self.reduction_factor
+
+    def __str__(self) -> str:
+        if self.name == "fifo":
+            return "fifo"
+        return f"asha(grace_period={self.grace_period}, reduction_factor={self.reduction_factor})"
+
+
+class Resources(BaseModel):
+    """What one trial takes. Missing values are chosen from what the cluster has."""
+
+    model_config = _STRICT
+    cpu: int | None = Field(None, ge=1)
+    gpu: float | None = Field(None, ge=0)
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_or_share(cls, gpu: float | None) -> float | None:
+        if gpu is not None and gpu > 1 and gpu != int(gpu):
+            raise ValueError("more than one GPU has to be a whole number")
+        return gpu
+
+
+class Checkpoints(BaseModel):
+    """How often a trial's state is written, how many are kept, and whether a finished trial keeps its last."""
+
+    model_config = _STRICT
+    every: int | None = Field(None, ge=1, description="epochs; missing: by time")
+    seconds: float | None = Field(None, ge=0, description="of training between two; 60 if `every` is missing")
+    keep: int = Field(2, ge=1)
+    final: bool = True
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        if self.every is not None and self.seconds is not None:
+            raise ValueError("give either every or seconds")
+        if self.every is None and self.seconds is None:
+            self.__dict__["seconds"] = 60.0
+        return self
+
+
+class Study(BaseModel):
+    """A checked study. Build it with `Study.load` or `Study.of`."""
+
+    model_config = _STRICT
+
+    name: str
+    question: str = Field(min_length=1)
+    recipe: dict[str, Any] = {}
+    arms: dict[str, dict[str, Any]] = {}
+    grid: dict[str, list[Any]] = {}
+    seeds: tuple[int, ...] = Field((0,), strict=False, min_length=1)
+    scheduler: Scheduler = Scheduler()
+    resources: Resources = Resources()
+    checkpoints: Checkpoints = Checkpoints()
+    max_failures: int = Field(2, ge=0, description="times a failed trial is tried again")
+    storage: str = Field("results", min_length=1)
+    data: str | None = Field(None, min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        # It becomes a folder, a Ray experiment and a metric label.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+            raise ValueError(
+                f"{name!r} must be letters, digits, _ and -, at most 100, beginning with a letter or digit"
+            )
+        return name
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _scheduler_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {} if value == "auto" else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError("at least one seed is needed")
+            return tuple(range(value))
+        if isinstance(value, list):
+            for seed in value:
+                if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+                    raise ValueError(f"{seed!r} is not a whole number from 0")
+            if len(set(value)) < len(value):
+                raise ValueError("a seed is named twice")
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _axes(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in grid.items():
+            if not values:
+                raise ValueError(f"{key} has no values")
+            if len({repr(v) for v in values}) < len(values):
+                raise ValueError(f"{key} has a value twice")
+        return grid
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
+        """Read and check a study file.
+
+        Args:
+            file: the YAML file.
+            overrides: `key=value` settings above the file's, e.g. `recipe.epochs=2`, `epochs=2`, `seeds=[0]`.
+
+        Raises:
+            StudyError: with every problem found, each with its line or key.
+        """
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise StudyError([f"{file}: no such file"]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError([f"{file}: cannot be read ({error.__class__.__name__}: {error})"]) from None
+        try:
+            content, lines = parse(text)
+            if not isinstance(content, dict):
+                raise YamlError("holds no mapping of keys to values (name, question, recipe, grid, ...)")
+            for override in overrides:
+                _override(content, lines, override)
+        except YamlError as error:
+            raise StudyError([f"{file}: {error}"]) from None
+        try:
+            return cls.of(content)
+        except _Located as error:
+            raise StudyError(
+                [f"{file}{_at(path, lines)}: {_join(path, message)}" for path, message in error.found]
+            ) from None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Study:
+        """Check a mapping as a study file holds it.
+
+        Raises:
+            StudyError: with every problem found, each with its key.
+        """
+        found: list[tuple[KeyPath, str]] = []
+        study = None
+        try:
+            study = cls(**content)
+        except ValidationError as error:
+            found += _explain(error, cls, content)
+        found += _check_recipes(content) if study is None else _check_recipes(study.model_dump())
+        if study is not None and not found:
+            found += _check_schedule(study)
+        if study is None or found:
+            # The order of the file, and no problem twice.
+            raise _Located(list(dict.fromkeys(found)))
+        return study
+
+    def arms_or_one(self) -> dict[str, dict[str, Any]]:
+        """The arms; a study without any has one, named after its optimiser."""
+        return _arms(self.recipe, self.arms)
+
+    def points(self) -> Iterator[tuple[str, Recipe]]:
+        """Every (arm, recipe) of arms x grid, each recipe once an arm: an arm crosses the axes that it uses."""
+        for arm, own in self.arms_or_one().items():
+            seen = set()
+            for point in _grid_points(self.grid, own):
+                recipe = _resolve({**self.recipe, **point}, own)
+                key = tuple(recipe.__dict__.values())
+                if key not in seen:
+                    seen.add(key)
+                    yield arm, recipe
+
+    def data_root(self) -> str | None:
+        """Folder of the data sets' files: the study's, else the environment's, else None."""
+        return self.data or os.environ.get(DATA_VARIABLE) or None
+
+
+class _Located(StudyError):
+    """Problems with the path of keys that leads to each."""
+
+    def __init__(self, found: list[tuple[KeyPath, str]]) -> None:
+        self.found = found
+        super().__init__([_join(path, message) for path, message in found])
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where an arm's settings come from, to name the right key in a message."""
+
+    arm: str | None
+    own: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    grid: Mapping[str, Any]
+
+    def path(self, key: str) -> KeyPath:
+        if key in self.own and self.arm is not None:
+            return ("arms", self.arm, key)
+        return ("grid", key) if key in self.grid else ("recipe", key)
+
+
+def _arms(recipe: Mapping[str, Any], arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return dict(arms) or {str(recipe.get("optimiser", Recipe.model_fields["optimiser"].default)): {}}
+
+
+def _grid_points(grid: Mapping[str, list[Any]], own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    axes = {k: v for k, v in grid.items() if k not in own}
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _resolve(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Recipe:
+    """The recipe of shared and own settings; shared ones that it does not use are left out.
+
+    Raises:
+        RecipeError: anything else that is wrong.
+    """
+    settings = {**shared, **own}
+    # A setting can become unused only when another one has been left out: a few rounds at the most.
+    while True:
+        try:
+            return Recipe.of(settings)
+        except RecipeError as error:
+            drop = {p.key for p in error.problems if p.unused and p.key in settings and p.key not in own}
+            if not drop:
+                raise
+            settings = {k: v for k, v in settings.items() if k not in drop}
+
+
+def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """Problems of the recipes that the study's arms and grid make, each once and at the key that caused it."""
+    recipe, grid, arms = (_mapping(content.get(key)) for key in ("recipe", "grid", "arms"))
+    grid = {k: v for k, v in grid.items() if isinstance(v, list) and v}
+    arms = {k: _mapping(v) for k, v in arms.items()}
+    found: dict[tuple[KeyPath, str], None] = {}
+    for key in recipe.keys() & grid.keys():
+        found[("grid", key), "is given in recipe too; leave it in one place"] = None
+    used: set[str] = set()
+    for arm, own in _arms(recipe, arms).items():
+        origin = _Origin(arm if arm in arms else None, own, recipe, grid)
+        for point in _grid_points(grid, own):
+            try:
+                used |= _resolve({**recipe, **point}, own).settings().keys()
+            except RecipeError as error:
+                for problem in error.problems:
+                    if not problem.unused or problem.key in own:
+                        found[origin.path(problem.key), problem.message] = None
+                used |= {p.key for p in error.problems if not p.unused}
+                if len(found) > 20:
+                    return list(found)
+    # A device is used by every recipe although it is no part of its identity, and `m` may be left at None.
+    used |= {"device", "train_size"}
+    if not found:
+        for section, settings in (("recipe", recipe), ("grid", grid)):
+            for key in settings:
+                if key not in used and not (section == "recipe" and settings[key] is None):
+                    found[(section, key), _nobody_uses(key, recipe, arms)] = None
+    return list(found)
+
+
+def _nobody_uses(key: str, recipe: Mapping[str, Any], arms: Mapping[str, Any]) -> str:
+    pinned = [name for name, own in arms.items() if key in own]
+    if pinned:
+        return f"every arm that uses it sets its own ({', '.join(pinned)})"
+    return f"no arm uses it (arms: {', '.join(_arms(recipe, arms))})"
+
+
+def _check_schedule(study: Study) -> list[tuple[KeyPath, str]]:
+    if study.scheduler.name != "asha":
+        return []
+    lengths = {recipe.epochs for _, recipe in study.points()}
+    if len(lengths) > 1:
+        return [(("scheduler",), f"asha compares cells of one length; these have epochs {sorted(lengths)}")]
+    grace, epochs = study.scheduler.grace_period or 1, lengths.pop()
+    if grace >= epochs:
+        return [(("scheduler", "grace_period"), f"{grace} of {epochs} epochs leaves nothing to stop")]
+    return []
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _explain(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """pydantic's errors about the study's own keys, in this project's words."""
+    found: list[tuple[KeyPath, str]] = []
+    for item in error.errors():
+        path = tuple(item["loc"])
+        given, kind = item["input"], item["type"]
+        match kind:
+            case "missing":
+                message = "is missing"
+            case "extra_forbidden":
+                known: Mapping[str, Any] = model.model_fields
+                if len(path) > 1:
+                    known = model.model_fields[str(path[0])].annotation.model_fields  # type: ignore[union-attr]
+                message = f"unknown{nearest(str(path[-1]), known)}"
+                if len(path) == 1 and path[0] in Recipe.model_fields:
+                    message = "unknown here; it belongs under recipe (or under grid, as a list)"
+            case "value_error":
+                message = str(item["ctx"]["error"])
+            case "literal_error":
+                message = f"{given!r} is not one of {item['ctx']['expected'].replace(chr(39), '')}"
+            case _:
+                message = f"{item['msg'][0].lower()}{item['msg'][1:]} (it is {given!r})"
+        found.append((path, message))
+    return found
+
+
+def _override(content: dict[str, Any], lines: dict[KeyPath, int], override: str) -> None:
+    """Apply one `key=value`; a bare recipe field means `recipe.<field>`."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise YamlError(f"--set {override}: write key=value")
+    path = key.strip().split(".")
+    if len(path) == 1 and path[0] not in Study.model_fields and path[0] in Recipe.model_fields:
+        path = (
+            ["grid", path[0]]
+            if path[0] in _mapping(content.get("grid")) and text.strip().startswith("[")
+            else ["recipe", path[0]]
+        )
+    try:
+        value, _ = parse(text)
+    except YamlError as error:
+        raise YamlError(f"--set {override}: {error}") from None
+    place = content
+    for part in path[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise YamlError(f"--set {override}: {part} holds no keys")
+        place = inner
+    place[path[-1]] = value
+    lines.pop(tuple(path), None)
+
+
+def _at(path: KeyPath, lines: Mapping[KeyPath, int]) -> str:
+    """`:12` for the line of the deepest key of the path that the file has."""
+    for n in range(len(path), 0, -1):
+        if path[:n] in lines:
+            return f":{lines[path[:n]]}"
+    return ""
+
+
+def _join(path: KeyPath, message: str) -> str:
+    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    return f"{name}: {message}" if name else message

@@ -1,0 +1,396 @@
+"""The study's folder: the truth about a study, on any filesystem that pyarrow reaches.
+
+    <storage>/<name>/
+      study.json                     schema version, the checked study, its plan family
+      study.yaml                     the file as its user wrote it
+      plan.parquet                   one row per planned replicate: cell, arm, seed, the recipe's columns
+      runs/<run>.json                provenance of each run: when, where, with what versions, how it ended
+      trials/<trial>/history.parquet     one row per seed and epoch, written by the trial
+      trials/<trial>/decisions.parquet   the scheduler's decisions on it, written by the driver before they are acted on
+      trials/<trial>/replicates.parquet  one row per seed when the trial has ended: that it exists means "ended"
+      trials/<trial>/checkpoints/<epoch>.pt   with its checksum in the file
+      report/                        what `study report` draws
+
+Every file is written whole or not at all. A reader needs neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyarrow import fs
+
+#: Raised when the layout changes in a way that an older reader would misread.
+SCHEMA = 1
+
+_MAGIC = b"sharpness-study checkpoint 1\n"
+
+#: A replicate with one of these is not trained again by the same plan.
+ENDED = ("complete", "stopped", "diverged")
+
+
+class StoreError(Exception):
+    """The folder cannot be used; the message is one line that says why."""
+
+
+class StudyFolder:
+    """Paths, whole writes and reads of one study's folder. Small and picklable: workers get a copy.
+
+    Args:
+        uri: a local path, or a URI that pyarrow knows (`s3://bucket/prefix/name`).
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"uri": self.uri}
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri or self.uri.startswith("file://")
+
+    @cached_property
+    def _place(self) -> tuple[fs.FileSystem, str]:
+        from pyarrow import fs
+
+        try:
+            if self.is_local:
+                return fs.LocalFileSystem(), self.uri.removeprefix("file://")
+            return fs.FileSystem.from_uri(self.uri)
+        except Exception as error:
+            raise StoreError(f"{self.uri}: not a storage that can be reached ({error})") from None
+
+    # Bytes
+
+    def path(self, *parts: str) -> str:
+        return posixpath.join(self._place[1], *parts)
+
+    def write(self, data: bytes, *parts: str) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            StoreError: it could not be written; an older version of it is as it was.
+        """
+        system, target = self._place[0], self.path(*parts)
+        try:
+            if not self.is_local:
+                # An object appears when its upload is complete.
+                with system.open_output_stream(target) as out:
+                    out.write(data)
+                return
+            system.create_dir(posixpath.dirname(target), recursive=True)
+            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+            try:
+                with open(temporary, "wb") as out:
+                    out.write(data)
+                Path(temporary).replace(target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+
+    def read(self, *parts: str) -> bytes | None:
+        """The file's bytes, or None if there is no such file."""
+        from pyarrow import fs
+
+        system, target = self._place[0], self.path(*parts)
+        try:
+            if system.get_file_info(target).type != fs.FileType.File:
+                return None
+            with system.open_input_stream(target) as source:
+                return bytes(source.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {target}: {error.strerror or error}") from error
+
+    def names(self, *parts: str) -> list[str]:
+        """Sorted names in a folder; empty if there is none."""
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self.path(*parts), allow_not_found=True)
+        try:
+            return sorted(info.base_name for info in self._place[0].get_file_info(selector))
+        except OSError as error:
+            raise StoreError(f"cannot list {self.path(*parts)}: {error.strerror or error}") from error
+
+    def delete(self, *parts: str) -> None:
+        with suppress(FileNotFoundError):
+            self._place[0].delete_file(self.path(*parts))
+
+    # The study
+
+    def save_study(self, spec: Mapping[str, Any], text: str, plan_rows: list[dict[str, Any]]) -> None:
+        """Freeze what is about to run: the checked study, the file as written, and every planned replicate."""
+        self.write(_parquet(plan_rows), "plan.parquet")
+        self.write(text.encode(), "study.yaml")
+        # Last: a folder with study.json has everything before it.
+        self.write(_json({"schema": SCHEMA, "study": dict(spec)}), "study.json")
+
+    def spec(self) -> dict[str, Any] | None:
+        """The study as it was frozen, or None in a folder without one.
+
+        Raises:
+            StoreError: the folder belongs to a newer version, or its study.json is damaged.
+        """
+        data = self.read("study.json")
+        if data is None:
+            return None
+        try:
+            content = json.loads(data)
+            schema, spec = content["schema"], content["study"]
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"{self.path('study.json')} is damaged") from None
+        if schema != SCHEMA:
+            raise StoreError(f"{self.uri} has schema {schema}; this version reads schema {SCHEMA}")
+        return dict(spec)
+
+    def check_writable(self) -> None:
+        """Raise StoreError if a file cannot be written here; leaves nothing behind that was not there."""
+        if not self.is_local:
+            self.write(b"", ".writable")
+            self.delete(".writable")
+            return
+        # The deepest folder that exists decides; nothing is made to find out.
+        place = Path(self._place[1])
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise StoreError(f"cannot write to {self.uri}: {place} is a file")
+        probe = place / f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write to {place}: {error.strerror or error}") from None
+
+    def foreign(self) -> bool:
+        """Whether the folder holds something and no study."""
+        return self.read("study.json") is None and bool(self.names())
+
+    # Runs
+
+    def save_run(self, run: str, record: Mapping[str, Any]) -> None:
+        self.write(_json(dict(record)), "runs", f"{run}.json")
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Provenance of each run, oldest first."""
+        found = [self.read("runs", name) for name in self.names("runs") if name.endswith(".json")]
+        return sorted((json.loads(data) for data in found if data), key=lambda r: r.get("started", ""))
+
+    # Trials
+
+    def save_history(self, trial: str, rows: list[Any]) -> None:
+        self.write(_parquet(rows), "trials", trial, "history.parquet")
+
+    def save_outcome(self, trial: str, rows: list[dict[str, Any]]) -> None:
+        self.write(_parquet(rows), "trials", trial, "replicates.parquet")
+
+    def save_decisions(self, trial: str, rows: list[dict[str, Any]]) -> None:
+        self.write(_parquet(rows), "trials", trial, "decisions.parquet")
+
+    def trial_rows(self, file: str, trials: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """The rows of one kind of file over all trials (or those named), each with its `trial`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = self.names("trials") if trials is None else list(trials)
+
+        def rows(trial: str) -> list[dict[str, Any]]:
+            data = self.read("trials", trial, file)
+            if data is None:
+                return []
+            try:
+                return [{"trial": trial, **row} for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+            except (pa.ArrowInvalid, OSError) as error:
+                raise StoreError(f"{self.path('trials', trial, file)} is damaged ({error})") from None
+
+        with ThreadPoolExecutor(8) as pool:
+            return [row for part in pool.map(rows, names) for row in part]
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """One row per ended replicate."""
+        return self.trial_rows("replicates.parquet")
+
+    def decisions_rows(self) -> list[dict[str, Any]]:
+        """The scheduler's decisions in the order in which they were taken."""
+        return sorted(self.trial_rows("decisions.parquet"), key=lambda r: (r["started"], r["sequence"]))
+
+    # Checkpoints
+
+    def save_checkpoint(self, trial: str, epoch: int, payload: bytes, keep: int) -> None:
+        """Write a checkpoint with its checksum, then let go of all but the newest `keep`."""
+        head = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+        self.write(head + payload, "trials", trial, "checkpoints", f"{epoch:06d}.pt")
+        for name in self._checkpoint_names(trial)[:-keep]:
+            self.delete("trials", trial, "checkpoints", name)
+
+    def load_checkpoint(self, trial: str) -> tuple[bytes | None, list[str]]:
+        """The newest whole checkpoint, or None; and the names of damaged ones that were passed over."""
+        damaged = []
+        for name in reversed(self._checkpoint_names(trial)):
+            data = self.read("trials", trial, "checkpoints", name)
+            if data and data.startswith(_MAGIC):
+                digest, _, payload = data[len(_MAGIC) :].partition(b"\n")
+                if hashlib.sha256(payload).hexdigest().encode() == digest:
+                    return payload, damaged
+            damaged.append(name)
+        return None, damaged
+
+    def delete_checkpoints(self, trial: str) -> None:
+        for name in self._checkpoint_names(trial):
+            self.delete("trials", trial, "checkpoints", name)
+
+    def _checkpoint_names(self, trial: str) -> list[str]:
+        return [n for n in self.names("trials", trial, "checkpoints") if n.endswith(".pt")]
+
+
+class StudyReader:
+    """A study folder as pandas frames; also while it is being written.
+
+    Raises:
+        StoreError: there is no study in the folder, or it is damaged or of another version.
+    """
+
+    def __init__(self, folder: StudyFolder) -> None:
+        spec = folder.spec()
+        if spec is None:
+            raise StoreError(f"{folder.uri} holds no study (no study.json)")
+        self.folder, self.spec = folder, spec
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Provenance of each run, oldest first."""
+        return self.folder.runs()
+
+    def replicates(self) -> pd.DataFrame:
+        """One row per planned replicate: `cell`, `trial`, `arm`, `seed`, `status`, `epoch`, `reason`, the recipe's
+        columns (missing where the cell does not use a field) and the results.
+
+        `status` is complete, stopped, diverged, failed, running (a trial has epochs and no end, in whatever state its
+        process is) or missing. Losses in nats, accuracies in [0, 1]; the test columns are missing unless complete.
+        """
+        import pandas as pd
+
+        plan = self._plan()
+        ended = self.folder.outcomes()
+        outcomes = pd.DataFrame(ended, columns=None if ended else ["cell", "seed", "trial", "status", "epoch"])
+        # A failed replicate that was trained again by another trial counts once, by its better end.
+        outcomes["_rank"] = outcomes["status"].map({s: i for i, s in enumerate((*ENDED, "failed"))})
+        outcomes = outcomes.sort_values("_rank").drop_duplicates(["cell", "seed"]).drop(columns="_rank")
+        own = [c for c in outcomes.columns if c not in plan.columns or c in ("cell", "seed")]
+        frame = plan.merge(outcomes[own], on=["cell", "seed"], how="left")
+        for column in ("trial", "reason", *RESULT_COLUMNS):
+            if column not in frame:
+                frame[column] = None
+        running = self._progress({row["trial"] for row in ended})
+        frame["status"] = frame["status"].fillna("missing")
+        for i in frame.index[frame["status"] == "missing"]:
+            at = running.get((frame.at[i, "cell"], frame.at[i, "seed"]))
+            if at is not None:
+                frame.at[i, "status"], frame.at[i, "epoch"], frame.at[i, "trial"] = "running", *at
+        numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "run")]
+        frame[numeric] = frame[numeric].apply(pd.to_numeric)
+        frame["epoch"] = pd.to_numeric(frame["epoch"])
+        return frame
+
+    def history(self) -> pd.DataFrame:
+        """One row per trial, seed and epoch of the planned cells."""
+        import pandas as pd
+
+        rows = self.folder.trial_rows("history.parquet", self._trials())
+        if not rows:
+            return pd.DataFrame(columns=["cell", "trial", "arm", "seed", "epoch"])
+        frame = pd.DataFrame(rows).merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
+        first = ["cell", "trial", "arm", "seed", "epoch"]
+        return frame[[*first, *(c for c in frame.columns if c not in first)]]
+
+    def decisions(self) -> pd.DataFrame:
+        """The scheduler's decisions: trial, cell, rung, epoch, value, cutoff, rank, n, stop, run, sequence."""
+        import pandas as pd
+
+        columns = [
+            "trial",
+            "cell",
+            "rung",
+            "epoch",
+            "value",
+            "cutoff",
+            "rank",
+            "n",
+            "stop",
+            "run",
+            "sequence",
+        ]
+        return pd.DataFrame(self.folder.decisions_rows(), columns=columns)
+
+    def _plan(self) -> pd.DataFrame:
+        import pandas as pd
+
+        data = self.folder.read("plan.parquet")
+        if data is None:
+            raise StoreError(f"{self.folder.path('plan.parquet')} is missing")
+        try:
+            return pd.read_parquet(io.BytesIO(data))
+        except Exception as error:
+            raise StoreError(f"{self.folder.path('plan.parquet')} is damaged ({error})") from None
+
+    def _trials(self) -> list[str]:
+        return self.folder.names("trials")
+
+    def _progress(self, ended: set[str]) -> dict[tuple[str, int], tuple[int, str]]:
+        """(cell, seed) -> (epoch, trial) of the trials that have epochs and no end."""
+        rows = self.folder.trial_rows("history.parquet", [t for t in self._trials() if t not in ended])
+        found: dict[tuple[str, int], tuple[int, str]] = {}
+        for row in rows:
+            key = (row["cell"], row["seed"])
+            if key not in found or row["epoch"] > found[key][0]:
+                found[key] = (row["epoch"], row["trial"])
+        return found
+
+
+#: What training adds to a replicate's recipe columns.
+RESULT_COLUMNS = (
+    "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
+    "images_seen", "gradient_evaluations", "train_seconds", "eps_norm", "cosine_to_sam", "eta_vanished",
+    "skipped_steps", "label_hash", "device", "run",
+)  # fmt: skip
+
+
+def open_study(uri: str) -> StudyReader:
+    """Open a study's folder for reading.
+
+    Raises:
+        StoreError: there is no study, or it is damaged or of another version.
+    """
+    return StudyReader(StudyFolder(uri))
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _parquet(rows: list[Any]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(_same_keys(rows)), out)
+    return out.getvalue()
+
+
+def _same_keys(rows: list[Any]) -> list[dict[str, Any]]:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key) for key in keys} for row in rows]
