@@ -1,0 +1,177 @@
+"""Paired comparisons over shared seeds: same seed means same weights, data order and noise (invariant 1), so what
+the seeds have in common cancels and a handful of them can tell settings apart.
+
+Only complete replicates are compared. Every row says its n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.intervals import LEVEL, holm, interval, p_value
+from analysis.tables import best_cell, cells, varied
+
+#: Settings that say which method probes, rather than the conditions under which methods are compared.
+_METHOD = frozenset(
+    {"optimiser", "gamma", "eta", "asam_convention", "fisher", "m", "natural_gradient", "same_dropout", "device"}
+)
+
+
+def difference(
+    replicates: pd.DataFrame,
+    arm_a: str,
+    arm_b: str,
+    on: Sequence[str] = ("gamma",),
+    *,
+    metric: str = "test_accuracy",
+    by: str = "arm",
+) -> pd.DataFrame:
+    """Each cell of `arm_a` minus the cells of `arm_b` with the same values of `on`, paired over shared seeds.
+
+    Args:
+        replicates: `reader.replicates()`.
+        arm_a, arm_b: values of the column `by`, e.g. "fsam" and "sam".
+        on: settings that must agree; a cell that does not use one of them (SGD has no gamma) has no partner. Empty:
+            every cell of `arm_a` against every cell of `arm_b`.
+        metric: what is subtracted; in its own unit.
+        by: the column that names the sides, `arm` or `optimiser`.
+
+    Returns:
+        One row a pair of cells that share a seed: `on`, the settings that vary within `arm_a`, `cell_a`, `cell_b`,
+        `metric`, `n` (shared seeds), `mean_a`, `mean_b` (over these seeds), `difference`, `std` (of the paired
+        differences, ddof 1), `low`, `high` (95 % t interval), `p` (two-sided), `p_holm` (over the rows of this table)
+        and `effect` (difference / std, Cohen's d_z; NaN where std is 0). Intervals are not corrected.
+
+    Raises:
+        ValueError: a setting of `on` is not a column.
+    """
+    absent = [f for f in on if f not in replicates]
+    if absent:
+        raise ValueError(f"on: {', '.join(absent)} is not in the table")
+    done = replicates[(replicates["status"] == "complete") & replicates[metric].notna()]
+    done = done.dropna(subset=list(on))
+    sides = [done[done[by] == name] for name in (arm_a, arm_b)]
+    extra = [f for f in varied(sides[0]) if f not in on and f != by]
+    a = sides[0][["cell", "seed", metric, *on, *extra]]
+    b = sides[1][["cell", "seed", metric, *on]]
+    pairs = a.merge(b, on=["seed", *on], suffixes=("_a", "_b"))
+    out = _paired(pairs, metric)
+    names = a[["cell", *on, *extra]].drop_duplicates("cell").rename(columns={"cell": "cell_a"})
+    out = names.merge(out, on="cell_a")
+    out["metric"] = metric
+    out["effect"] = out["difference"] / out["std"].where(out["std"] > 0)
+    first = [*on, *extra, "cell_a", "cell_b", "metric"]
+    return out[[*first, *(c for c in out if c not in first)]]
+
+
+def _paired(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    a, b = (pd.to_numeric(pairs[f"{metric}_{side}"]).astype(float) for side in "ab")
+    pairs = pairs.assign(_a=a, _b=b, _d=a - b)
+    out = (
+        pairs.groupby(["cell_a", "cell_b"], sort=False)
+        .agg(
+            n=("_d", "count"),
+            mean_a=("_a", "mean"),
+            mean_b=("_b", "mean"),
+            difference=("_d", "mean"),
+            std=("_d", "std"),
+        )
+        .reset_index()
+    )
+    out["low"], out["high"] = interval(out["difference"], out["std"], out["n"])
+    out["p"] = p_value(out["difference"], out["std"], out["n"])
+    out["p_holm"] = holm(out["p"])
+    return out
+
+
+def indistinguishable(
+    replicates: pd.DataFrame,
+    best: str | pd.Series,
+    *,
+    metric: str = "test_accuracy",
+    correction: Literal["none", "holm"] = "none",
+) -> pd.DataFrame:
+    """Every other complete cell against the best one, paired over shared seeds.
+
+    The best cell is chosen by validation accuracy and compared on the test set, so that the choice does not bias the
+    comparison. `indistinguishable` means that the 95 % t interval of the paired difference contains 0. By default
+    nothing corrects for the number of cells: of twenty cells as good as the best, one is expected to be told apart
+    by chance. With `correction="holm"` a cell is told apart only where its Holm-adjusted p is below 0.05; with the
+    two or three seeds of a small study that leaves hardly any.
+
+    Args:
+        replicates: `reader.replicates()`.
+        best: a cell's id, or its row from `best_cell`.
+
+    Returns:
+        One row a complete cell that shares a seed with the best: `cell`, `n` (shared seeds), `difference` (the cell
+        minus the best), `low`, `high`, `p`, `p_holm`, `indistinguishable`. With one shared seed nothing can be tested
+        and `indistinguishable` is False.
+    """
+    best_id = best if isinstance(best, str) else str(best["cell"])
+    status = cells(replicates, metric).set_index("cell")["status"]
+    done = replicates[(replicates["cell"].map(status) == "complete") & replicates[metric].notna()]
+    a = done.loc[done["cell"] != best_id, ["cell", "seed", metric]]
+    b = done.loc[done["cell"] == best_id, ["cell", "seed", metric]]
+    out = _paired(a.merge(b, on="seed", suffixes=("_a", "_b")), metric).rename(columns={"cell_a": "cell"})
+    inside = (out["low"] <= 0) & (out["high"] >= 0)
+    if correction == "holm":
+        inside = out["p_holm"] >= 1 - LEVEL
+    out["indistinguishable"] = inside & (out["n"] >= 2)
+    return out[["cell", "n", "difference", "low", "high", "p", "p_holm", "indistinguishable"]]
+
+
+def marked(replicates: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
+    """`cells` with two more columns that figures read: `best` and `indistinguishable` (from the best), both bool."""
+    table = cells(replicates, metric)
+    best = best_cell(table)
+    table["best"] = False
+    table["indistinguishable"] = False
+    if best is not None:
+        table["best"] = table["cell"] == best["cell"]
+        same = indistinguishable(replicates, best, metric=metric)
+        table["indistinguishable"] = table["cell"].isin(same.loc[same["indistinguishable"], "cell"])
+    return table
+
+
+def shared_conditions(table: pd.DataFrame, a: str, b: str, by: str = "optimiser") -> list[str]:
+    """Settings on which cells of `a` and `b` have to agree to be compared: gamma where both use it, and every
+    condition (label noise, model, learning rate, ...) that varies among them.
+    """
+    both = table[table[by].isin([a, b])]
+    on = [f for f in varied(both) if f not in _METHOD]
+    uses_gamma = "gamma" in both and both.groupby(by)["gamma"].count().reindex([a, b], fill_value=0).all()
+    on = [f for f in on if both[f].notna().all()]
+    return (["gamma"] if uses_gamma else []) + on
+
+
+def paired_at_matched_gamma(
+    replicates: pd.DataFrame, table: pd.DataFrame, a: str = "fsam", b: str = "sam"
+) -> pd.DataFrame:
+    """`difference` between two optimisers under equal conditions, one row a condition: of the cells of `a` that share
+    it (FSAM's etas), the one that validation accuracy would choose.
+
+    Choosing among several etas favours `a` a little on validation and not on the test set, where the difference is
+    measured. Empty where the study has not both optimisers.
+    """
+    present = set(table["optimiser"]) if "optimiser" in table else set()
+    if not {a, b} <= present:
+        return pd.DataFrame()
+    on = shared_conditions(table, a, b)
+    rows = difference(replicates, a, b, on, by="optimiser")
+    done = table[table["status"] == "complete"].set_index("cell")
+    rows = rows[rows["cell_a"].isin(done.index) & rows["cell_b"].isin(done.index)]
+    if rows.empty:
+        return rows
+    chosen = []
+    for _, group in rows.groupby(on or (lambda _: 0), sort=True):
+        winner = best_cell(table[table["cell"].isin(group["cell_a"])])
+        if winner is not None:
+            chosen.append(group[group["cell_a"] == winner["cell"]])
+    out = pd.concat(chosen, ignore_index=True) if chosen else rows.iloc[:0]
+    out["p_holm"] = holm(np.asarray(out["p"], dtype=float))
+    return out

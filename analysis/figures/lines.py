@@ -1,0 +1,226 @@
+"""Curves: a setting on the axis with intervals (`sensitivity`), and learning by epoch (`learning_curves`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.style import INK, LINEMAP, LINES, MARK, MUTED, PALETTE, new_axes, quiet
+from analysis.words import absent, is_fraction, metric_title, setting, settings
+
+_MARKER = {"stopped": "s", "diverged": "x", "failed": "P", "running": ">"}
+
+
+def sensitivity(cells: pd.DataFrame, x: str, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """One setting on the axis, its values in order and equally spaced; a line an arm, bars the 95 % interval.
+
+    An arm that does not use `x`, or takes one value of it, is a horizontal line with its interval as a band. Cells
+    without a comparable mean are named above the axes with their status.
+
+    Args:
+        cells: what `tables.cells` or `compare.marked` returns.
+    """
+    metric = str(cells["metric"].iloc[0]) if len(cells) else "test_accuracy"
+    scale = 100.0 if is_fraction(metric) else 1.0
+    spread = {arm: rows[x].nunique() for arm, rows in cells.groupby("arm", dropna=False)}
+    lines = [arm for arm, values in spread.items() if values > 1]
+    levels = sorted(cells.loc[cells["arm"].isin(lines), x].dropna().unique(), key=_order)
+    at = {v: i for i, v in enumerate(levels)}
+    if ax is None:
+        ax = new_axes(float(np.clip(len(levels) * 0.95, 4.5, 11)) + 1.2, 4.2)
+    notes: dict[int, list[str]] = {i: [] for i in at.values()}
+    for i, (arm, rows) in enumerate(cells.groupby("arm", dropna=False, sort=False)):
+        colour, line = PALETTE[i % len(PALETTE)], LINES[i % len(LINES)]
+        comparable = rows["status"].isin(["complete", "partial"]) & rows["mean"].notna()
+        known = rows[comparable]
+        if arm not in lines:
+            for _, row in known.iterrows():
+                ax.axhline(row["mean"] * scale, color=colour, linestyle=line, label=_label(arm, known))
+                if not absent(row["low"]):
+                    ax.axhspan(row["low"] * scale, row["high"] * scale, color=colour, alpha=0.12, linewidth=0)
+            continue
+        known = known.sort_values(x, key=lambda s: s.map(at))
+        # Arms stand a little apart, so that equal means do not hide each other.
+        spots = known[x].map(at).to_numpy(dtype=float) + 0.06 * (i - (len(spread) - 1) / 2)
+        mean = known["mean"].to_numpy(dtype=float) * scale
+        half = (known["high"] - known["mean"]).fillna(0).to_numpy(dtype=float) * scale
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": "o", "markersize": 5, "capsize": 3}
+        ax.errorbar(spots, mean, yerr=half, label=_label(arm, known), **style)
+        for _, row in rows[~comparable].iterrows():
+            epoch = "" if absent(row["epoch"]) else f" e{row['epoch']:.0f}"
+            notes[at[row[x]]].append(f"{arm!s}: {row['status']}{epoch}")
+        for _, row in known[known["best"]].iterrows() if "best" in known else ():
+            spot: dict[str, Any] = {
+                "markersize": 12,
+                "markerfacecolor": "none",
+                "markeredgecolor": MARK,
+                "markeredgewidth": 1.8,
+            }
+            index = list(known["cell"]).index(row["cell"])
+            ax.plot(spots[index], mean[index], "o", gid="best", label="best by validation", **spot)
+    ax.set_xticks(range(len(levels)), [setting(v) for v in levels])
+    ax.set(xlabel=x, ylabel=metric_title(metric))
+    if levels:
+        ax.set_xlim(-0.5, len(levels) - 0.5)
+    _possible(ax, metric)
+    quiet(ax)
+    for place, lines_above in notes.items():
+        above: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "color": MUTED}
+        ax.text(place, 1.01, "\n".join(lines_above), transform=ax.get_xaxis_transform(), **above)
+    if title:
+        ax.set_title(title, loc="left", fontsize=11, pad=6 + 11 * max(map(len, notes.values()), default=0))
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=9, loc="best")
+    return ax
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    return (isinstance(value, str), value)
+
+
+def _label(arm: Any, known: pd.DataFrame) -> str:
+    n = sorted(set(known["n"]))
+    seeds = f"n={n[0]}" if len(n) == 1 else f"n={n[0]} to {n[-1]}" if n else "n=0"
+    return f"{arm} ({seeds})"
+
+
+def learning_curves(
+    curves: pd.DataFrame,
+    *,
+    colour: str = "gamma",
+    factors: tuple[str, ...] = ("gamma", "eta"),
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Mean over the seeds by epoch, a thin line a cell coloured by one setting; each arm's best cell thick, banded
+    with its 95 % interval and named.
+
+    Best is by `validation_mean` among complete cells. A line ends where its cell was stopped, diverged, failed or is
+    now, with a mark for which. Where fewer seeds than the cell began with are behind the mean, the line is dotted.
+
+    Args:
+        curves: what `tables.curves` returns.
+        colour: the setting that colours; a cell that does not use it is grey.
+        factors: the settings that name a cell.
+    """
+    metric = str(curves["metric"].iloc[0]) if len(curves) else "validation_accuracy"
+    scale = 100.0 if is_fraction(metric) else 1.0
+    if ax is None:
+        ax = new_axes(8.6, 4.4)
+    levels = sorted(curves[colour].dropna().unique(), key=_order) if colour in curves else []
+    shades = colormaps[LINEMAP](np.linspace(0.0, 0.88, max(len(levels), 1)))
+    shade = dict(zip(levels, shades, strict=False))
+    arms = list(dict.fromkeys(curves["arm"]))
+    leaders = _leaders(curves)
+    several = curves["cell"].nunique() > 1
+    crowded = curves["cell"].nunique() > 500  # as vectors the file would be larger than its data
+    ends: set[str] = set()
+    for cell, rows in curves.groupby("cell", sort=False):
+        rows = rows.sort_values("epoch")
+        first = rows.iloc[0]
+        tint = shade.get(first[colour], MUTED) if colour in rows else PALETTE[0]
+        line = LINES[arms.index(first["arm"]) % len(LINES)]
+        epoch = rows["epoch"].to_numpy(dtype=float)
+        mean = rows["mean"].to_numpy(dtype=float) * scale
+        leads = cell in leaders
+        look: dict[str, Any] = {"color": tint, "linewidth": 2.0 if leads else 0.9}
+        look |= {"alpha": 1.0 if leads or not several else 0.5, "zorder": 3 if leads else 2}
+        look["rasterized"] = crowded and not leads
+        whole = (rows["n"] == rows["n_started"]).to_numpy()
+        if not whole.all():
+            ax.plot(epoch, mean, linestyle=":", **look)
+        ax.plot(epoch, np.where(whole, mean, np.nan), linestyle=line, gid=f"curve:{cell}", **look)
+        if len(epoch) == 1:
+            ax.plot(epoch, mean, marker="o", markersize=4, **look)
+        if leads:
+            low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
+            ax.fill_between(epoch, low * scale, high * scale, color=tint, alpha=0.18, linewidth=0, zorder=1)
+        if first["status"] in _MARKER:
+            ends.add(first["status"])
+            mark = {"marker": _MARKER[first["status"]], "markersize": 6, "linestyle": "none"}
+            # The survivors of a cell of which one seed diverged go on; its story ends where that seed's does.
+            last = int(np.flatnonzero(whole)[-1]) if whole.any() else -1
+            ax.plot(epoch[last], mean[last], color=INK, alpha=0.8, zorder=4, gid=f"end:{cell}", **mark)  # type: ignore[arg-type]
+    ax.set(xlabel="epoch", ylabel=f"{metric_title(metric)}, mean over seeds")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _fence(ax, curves, scale)
+    _possible(ax, metric)
+    quiet(ax)
+    if title:
+        ax.set_title(title, loc="left", fontsize=11)
+    _explain(ax, curves, colour, factors, shade, arms, leaders, ends)
+    return ax
+
+
+def _possible(ax: Axes, metric: str) -> None:
+    """With two seeds an interval can reach far beyond what an accuracy can be; the axis does not follow it there."""
+    if is_fraction(metric):
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, -1.0), min(high, 101.0))
+
+
+def _leaders(curves: pd.DataFrame) -> list[str]:
+    """The best complete cell of each arm, at most six."""
+    done = curves[(curves["status"] == "complete") & curves["validation_mean"].notna()]
+    ranked = done.drop_duplicates("cell").sort_values(["validation_mean", "cell"], ascending=[False, True])
+    return list(ranked.drop_duplicates("arm")["cell"])[:6]
+
+
+def _fence(ax: Axes, curves: pd.DataFrame, scale: float) -> None:
+    """A loss that blew up must not press the other curves onto the axis: it leaves the picture at the top."""
+    values = curves["mean"].dropna() * scale
+    if is_fraction(str(curves["metric"].iloc[0]) if len(curves) else "") or values.empty:
+        return
+    first, third = values.quantile([0.25, 0.75])
+    fence = third + 10 * (third - first)
+    if values.max() > fence > third:
+        ax.set_ylim(top=fence)
+
+
+def _explain(
+    ax: Axes,
+    curves: pd.DataFrame,
+    colour: str,
+    factors: tuple[str, ...],
+    shade: dict[Any, Any],
+    arms: list[Any],
+    leaders: list[str],
+    ends: set[str],
+) -> None:
+    """The legend at the right: best cell of each arm, colours, line styles, ends."""
+    handles = []
+    rows = curves.drop_duplicates("cell")
+    for cell in leaders:
+        row = rows[rows["cell"] == cell].iloc[0]
+        tint = shade.get(row[colour], MUTED) if colour in rows else PALETTE[0]
+        style = LINES[arms.index(row["arm"]) % len(LINES)]
+        name = settings(row, factors)
+        label = f"best {row['arm']}" + (f" ({name})" if name else "")
+        handles.append(Line2D([], [], color=tint, linewidth=2.0, linestyle=style, label=label))
+    if len(shade) > 1:
+        few = list(shade.items())
+        few = few if len(few) <= 10 else [few[i] for i in np.linspace(0, len(few) - 1, 10).astype(int)]
+        handles += [Line2D([], [], color=c, label=f"{colour} {setting(v)}") for v, c in few]
+    if len(arms) > 1:
+        handles += [
+            Line2D([], [], color=MUTED, linewidth=0.9, linestyle=LINES[i % len(LINES)], label=str(arm))
+            for i, arm in enumerate(arms[:8])
+        ]
+    for name in sorted(ends):
+        handles.append(Line2D([], [], color=INK, marker=_MARKER[name], linestyle="none", label=name))
+    if handles:
+        ax.legend(
+            handles=handles,
+            frameon=False,
+            fontsize=8.5,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            borderaxespad=0,
+            labelcolor=INK,
+        )

@@ -1,0 +1,85 @@
+"""One look for every figure: colours that a colour-blind reader and a grey printer tell apart, and files.
+
+Figures are made without pyplot: no backend is chosen, nothing is kept alive, and a notebook still shows them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from analysis.tables import whole
+
+#: Perceptually uniform, monotone in lightness: the order survives a grey printer.
+COLOURMAP = "cividis"
+#: Values below the map's range: darker than its lowest colour, so that they do not pass for it.
+UNDER = "#000000"
+#: Lines on white: viridis without its palest end. Cividis' middle is the grey that means "not used".
+LINEMAP = "viridis"
+INK = "#222222"
+MUTED = "#6b6b6b"
+#: Outline of the best cell: far in hue and lightness from both ends of the map.
+MARK = "#d1381d"
+#: Okabe and Ito's palette, whose members differ for every common colour blindness; line styles differ as well.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+#: Face, hatch and edge of a cell without a comparable value. Lightness alone tells "missing" from the rest.
+STATUS_STYLE: dict[str, dict[str, Any]] = {
+    "stopped": {"facecolor": "#e4e4e4", "hatch": "///", "edgecolor": "#8a8a8a"},
+    "diverged": {"facecolor": "#ffffff", "hatch": "xxx", "edgecolor": "#4a4a4a"},
+    "failed": {"facecolor": "#ffffff", "hatch": "++", "edgecolor": "#8a8a8a"},
+    "running": {"facecolor": "#f4f4f4", "hatch": "..", "edgecolor": "#8a8a8a"},
+    "missing": {"facecolor": "#ffffff", "hatch": None, "edgecolor": "#b0b0b0"},
+    "unmeasured": {"facecolor": "#ffffff", "hatch": "--", "edgecolor": "#b0b0b0"},
+}
+
+_RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "study", "hatch.linewidth": 0.6}
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes on a figure of its own, sizes in inches."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def ink_on(colour: Any) -> str:
+    """Black or white, whichever the WCAG contrast ratio favours on `colour`."""
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour[:3]))
+    luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def quiet(ax: Axes) -> None:
+    """Axes without a box: the two spines that carry ticks stay."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#e0e0e0", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def save(
+    ax: Axes | Figure, stem: str | os.PathLike[str], formats: Sequence[str] = ("png", "svg"), dpi: int = 160
+) -> list[Path]:
+    """Write a figure as `<stem>.<format>`, each file whole or not at all; PNG at `dpi`, the others as vectors.
+
+    The same figure gives the same bytes, so that committed pictures only change with what they show.
+    """
+    figure = ax if isinstance(ax, Figure) else ax.get_figure()
+    if not isinstance(figure, Figure):
+        raise ValueError("the axes belong to no figure")
+    base = Path(stem)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind in formats:
+        path = base.parent / f"{base.name}.{kind}"
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+        with mpl.rc_context(_RC):
+            whole(path, lambda p, m=undated: figure.savefig(p, dpi=dpi, metadata=m, facecolor="white"))  # type: ignore[misc]
+        written.append(path)
+    return written
