@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     report = verbs.add_parser("report", help="draw the figures, tables and page of a study's folder")
     report.add_argument("folder", help="the study's folder, e.g. results/digits_sensitivity, or a URI")
-    report.add_argument("--out", help="where to write it (default: the folder's own report/)")
+    report.add_argument(
+        "--out", help="where to write it (default: the folder's own report/; NAME-report here if that is remote)"
+    )
     report.set_defaults(verb=_report)
 
     options = parser.parse_args(arguments)
@@ -235,7 +237,10 @@ def _print_report(uri: str, out: str | None) -> None:
     from analysis.report import summary_lines, write_report
 
     reader = open_study(uri)
-    report = write_report(reader, out if out is not None else f"{uri.rstrip('/')}/report")
+    if out is None:
+        # Pictures of a study on object storage are for the person at this machine.
+        out = f"{reader.folder.uri}/report" if reader.folder.is_local else f"{reader.spec['name']}-report"
+    report = write_report(reader, out)
     for line in summary_lines(reader, report):
         print(line)
 

@@ -50,6 +50,7 @@ class Plan:
     """What a run has to do: the cells, what is ended, and the trials that are missing."""
 
     study: Study
+    fingerprints: dict[str, str]
     cells: list[Cell]
     ended: dict[tuple[str, int], dict[str, Any]]
     todo: list[PlannedTrial]
@@ -114,7 +115,7 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
     root = study.data_root()
     prints: dict[str, str] = {}
     cells = []
-    for arm, recipe in study.points():
+    for arm, recipe in study.points:
         if recipe.dataset not in prints:
             prints[recipe.dataset] = fingerprint(recipe.dataset, root)
         cells.append(Cell(recipe.identity(prints[recipe.dataset]), arm, recipe))
@@ -133,7 +134,7 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
             rows = [row for seed in study.seeds if (row := ended.get((cell.id, seed)))]
             until = int(rows[0]["epoch"]) if rows else stops.get(trial_id(cell, missing))
             todo.append(PlannedTrial(cell, missing, until))
-    return Plan(study, cells, ended, todo, [as_decision(row) for row in decided])
+    return Plan(study, prints, cells, ended, todo, [as_decision(row) for row in decided])
 
 
 def _stands(row: Mapping[str, Any], study: Study) -> bool:

@@ -63,7 +63,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
         "started": now(),
         "ended": None,
         "resources": resources,
-        "data_fingerprints": sorted({trial.cell.recipe.dataset for trial in plan.todo}),
+        "data_fingerprints": plan.fingerprints,
         **provenance(),
     }
     folder.save_run(run, record)

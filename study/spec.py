@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -150,16 +151,6 @@ class Study(BaseModel):
                 raise ValueError("a seed is named twice")
         return value
 
-    @field_validator("grid")
-    @classmethod
-    def _axes(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for key, values in grid.items():
-            if not values:
-                raise ValueError(f"{key} has no values")
-            if len({repr(v) for v in values}) < len(values):
-                raise ValueError(f"{key} has a value twice")
-        return grid
-
     @classmethod
     def load(cls, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
         """Read and check a study file.
@@ -217,8 +208,10 @@ class Study(BaseModel):
         """The arms; a study without any has one, named after its optimiser."""
         return _arms(self.recipe, self.arms)
 
-    def points(self) -> Iterator[tuple[str, Recipe]]:
+    @cached_property
+    def points(self) -> list[tuple[str, Recipe]]:
         """Every (arm, recipe) of arms x grid, each recipe once an arm: an arm crosses the axes that it uses."""
+        found = []
         for arm, own in self.arms_or_one().items():
             seen = set()
             for point in _grid_points(self.grid, own):
@@ -226,7 +219,8 @@ class Study(BaseModel):
                 key = tuple(recipe.__dict__.values())
                 if key not in seen:
                     seen.add(key)
-                    yield arm, recipe
+                    found.append((arm, recipe))
+        return found
 
     def data_root(self) -> str | None:
         """Folder of the data sets' files: the study's, else the environment's, else None."""
@@ -250,10 +244,14 @@ class _Origin:
     recipe: Mapping[str, Any]
     grid: Mapping[str, Any]
 
-    def path(self, key: str) -> KeyPath:
+    def path(self, key: str, point: Mapping[str, Any]) -> KeyPath:
         if key in self.own and self.arm is not None:
             return ("arms", self.arm, key)
-        return ("grid", key) if key in self.grid else ("recipe", key)
+        if key in point and key not in Recipe.model_fields:
+            return ("grid", key)
+        if key in point:
+            return ("grid", key, [repr(v) for v in self.grid[key]].index(repr(point[key])))
+        return ("recipe", key)
 
 
 def _arms(recipe: Mapping[str, Any], arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -287,9 +285,14 @@ def _resolve(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Recipe:
 def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     """Problems of the recipes that the study's arms and grid make, each once and at the key that caused it."""
     recipe, grid, arms = (_mapping(content.get(key)) for key in ("recipe", "grid", "arms"))
+    found: dict[tuple[KeyPath, str], None] = {}
+    for key, values in grid.items():
+        if values == []:
+            found[("grid", key), "has no values"] = None
+        elif isinstance(values, list) and len({repr(v) for v in values}) < len(values):
+            found[("grid", key), "has a value twice"] = None
     grid = {k: v for k, v in grid.items() if isinstance(v, list) and v}
     arms = {k: _mapping(v) for k, v in arms.items()}
-    found: dict[tuple[KeyPath, str], None] = {}
     for key in recipe.keys() & grid.keys():
         found[("grid", key), "is given in recipe too; leave it in one place"] = None
     used: set[str] = set()
@@ -301,7 +304,7 @@ def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
             except RecipeError as error:
                 for problem in error.problems:
                     if not problem.unused or problem.key in own:
-                        found[origin.path(problem.key), problem.message] = None
+                        found[origin.path(problem.key, point), problem.message] = None
                 used |= {p.key for p in error.problems if not p.unused}
                 if len(found) > 20:
                     return list(found)
@@ -325,7 +328,7 @@ def _nobody_uses(key: str, recipe: Mapping[str, Any], arms: Mapping[str, Any]) -
 def _check_schedule(study: Study) -> list[tuple[KeyPath, str]]:
     if study.scheduler.name != "asha":
         return []
-    lengths = {recipe.epochs for _, recipe in study.points()}
+    lengths = {recipe.epochs for _, recipe in study.points}
     if len(lengths) > 1:
         return [(("scheduler",), f"asha compares cells of one length; these have epochs {sorted(lengths)}")]
     grace, epochs = study.scheduler.grace_period or 1, lengths.pop()

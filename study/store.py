@@ -53,6 +53,7 @@ class StudyFolder:
     """
 
     def __init__(self, uri: str) -> None:
+        uri = uri.removeprefix("file://")
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
 
     def __getstate__(self) -> dict[str, str]:
@@ -60,7 +61,7 @@ class StudyFolder:
 
     @property
     def is_local(self) -> bool:
-        return "://" not in self.uri or self.uri.startswith("file://")
+        return "://" not in self.uri
 
     @cached_property
     def _place(self) -> tuple[fs.FileSystem, str]:
@@ -68,7 +69,7 @@ class StudyFolder:
 
         try:
             if self.is_local:
-                return fs.LocalFileSystem(), self.uri.removeprefix("file://")
+                return fs.LocalFileSystem(), self.uri
             return fs.FileSystem.from_uri(self.uri)
         except Exception as error:
             raise StoreError(f"{self.uri}: not a storage that can be reached ({error})") from None

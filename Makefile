@@ -1,0 +1,46 @@
+# `make study` and `make test` set everything up by themselves; a second call starts at once.
+# They need Linux, Python 3.11 or newer with pip, and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv resolves torch and torchvision as the pair that requirements.lock names, wherever pip is configured to look.
+UV_VERSION := 0.13.9
+UV := .tools/bin/uv
+
+.PHONY: study test test-all lint types setup lock benchmark clean
+
+study: setup  ## train the gamma x eta grid of Fisher SAM on digits, and draw its heatmap
+	$(BIN)/study run studies/digits_sensitivity.yaml
+
+test: lint types  ## what CI runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint types  ## with the tests that take minutes each
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "setting up $(VENV) (once; minutes at the most)"
+	@test -x $(UV) || $(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .tools uv==$(UV_VERSION)
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	@$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+lock: $(VENV)/.installed  ## take the newest versions that pyproject.toml allows
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock
+
+benchmark: setup  ## what the control plane and a step cost, beside a plain loop
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .tools

@@ -1,0 +1,160 @@
+"""The folder holds what was put into it, whole or not at all, and says plainly when it cannot be used."""
+
+import os
+import pickle
+
+import pandas as pd
+import pytest
+
+from study.store import SCHEMA, StoreError, StudyFolder, open_study
+
+PLAN = [
+    {"cell": "c1", "arm": "fsam", "seed": 0, "gamma": 0.1, "eta": 1.0, "epochs": 3},
+    {"cell": "c1", "arm": "fsam", "seed": 1, "gamma": 0.1, "eta": 1.0, "epochs": 3},
+    {"cell": "c2", "arm": "sgd", "seed": 0, "gamma": None, "eta": None, "epochs": 3},
+    {"cell": "c2", "arm": "sgd", "seed": 1, "gamma": None, "eta": None, "epochs": 3},
+]
+SPEC = {"name": "n", "question": "q"}
+
+
+def outcome(cell, seed, status="complete", **more):
+    return {"cell": cell, "seed": seed, "status": status, "epoch": 3, "test_accuracy": 0.9, "run": "r", **more}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = StudyFolder(str(tmp_path / "n"))
+    folder.save_study(SPEC, "name: n\n", PLAN)
+    return folder
+
+
+def test_a_planned_replicate_is_missing_until_it_has_an_end(folder):
+    frame = open_study(folder.uri).replicates()
+    assert list(frame["status"]) == ["missing"] * 4
+    folder.save_outcome("t1", [outcome("c1", 0), outcome("c1", 1, "diverged", test_accuracy=None)])
+    folder.save_history("t2", [{"cell": "c2", "seed": s, "epoch": e, "lr": 0.1} for e in (1, 2) for s in (0, 1)])
+    frame = open_study(folder.uri).replicates().set_index(["cell", "seed"])
+    assert dict(frame["status"]) == {
+        ("c1", 0): "complete",
+        ("c1", 1): "diverged",
+        ("c2", 0): "running",
+        ("c2", 1): "running",
+    }
+    assert frame.loc[("c2", 1), "epoch"] == 2
+    assert frame.loc[("c1", 0), "test_accuracy"] == 0.9
+    assert pd.isna(frame.loc[("c1", 1), "test_accuracy"])
+    assert pd.isna(frame.loc[("c2", 0), "gamma"])
+
+
+def test_what_is_not_planned_any_more_stays_in_the_folder_and_out_of_the_tables(folder):
+    folder.save_outcome("t9", [outcome("gone", 0)])
+    assert set(open_study(folder.uri).replicates()["cell"]) == {"c1", "c2"}
+    assert folder.outcomes()[0]["cell"] == "gone"
+
+
+def test_a_failed_replicate_that_was_trained_again_counts_once_as_complete(folder):
+    folder.save_outcome("t1", [outcome("c1", 0, "failed", test_accuracy=None), outcome("c1", 1, "failed")])
+    folder.save_outcome("t2", [outcome("c1", 0)])
+    frame = open_study(folder.uri).replicates().set_index(["cell", "seed"])
+    assert len(frame) == 4
+    assert frame.loc[("c1", 0), "status"] == "complete"
+    assert frame.loc[("c1", 1), "status"] == "failed"
+
+
+def test_a_file_is_replaced_whole(folder, monkeypatch):
+    folder.write(b"old", "x")
+
+    def torn(self, data):
+        raise OSError(28, "No space left on device")
+
+    class Full:
+        def __init__(self, path, mode):
+            self.path = path
+            open(path, "wb").close()  # noqa: SIM115  # the file exists, empty, when the disk is full
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            return False
+
+        write = torn
+
+    import study.store
+
+    monkeypatch.setattr(study.store, "open", Full, raising=False)
+    with pytest.raises(StoreError, match="No space left"):
+        folder.write(b"new", "x")
+    monkeypatch.undo()
+    assert folder.read("x") == b"old"
+    assert folder.names() == ["plan.parquet", "study.json", "study.yaml", "x"], "no temporary file stays behind"
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder):
+    folder.save_checkpoint("t", 1, b"one", keep=2)
+    folder.save_checkpoint("t", 2, b"two", keep=2)
+    folder.save_checkpoint("t", 3, b"three", keep=2)
+    assert folder.names("trials", "t", "checkpoints") == ["000002.pt", "000003.pt"]
+    assert folder.load_checkpoint("t") == (b"three", [])
+    data = folder.read("trials", "t", "checkpoints", "000003.pt")
+    for damage in (b"", data[:10], data[:-1], data[:-1] + b"E", b"PK" + data):
+        folder.write(damage, "trials", "t", "checkpoints", "000003.pt")
+        assert folder.load_checkpoint("t") == (b"two", ["000003.pt"])
+    folder.write(b"", "trials", "t", "checkpoints", "000002.pt")
+    assert folder.load_checkpoint("t") == (None, ["000003.pt", "000002.pt"])
+
+
+def test_a_folder_travels_to_a_worker(folder):
+    folder.names()  # the filesystem is open
+    assert pickle.loads(pickle.dumps(folder)).spec() == SPEC
+
+
+def test_a_folder_without_a_study_says_so(tmp_path):
+    with pytest.raises(StoreError, match="holds no study"):
+        open_study(str(tmp_path))
+    with pytest.raises(StoreError, match="holds no study"):
+        open_study(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(b"{", "damaged"), (b'{"schema": 999, "study": {}}', "schema 999"), (b"[]", "damaged")]
+)
+def test_a_folder_of_another_version_or_damaged_says_so(folder, text, words):
+    folder.write(text, "study.json")
+    with pytest.raises(StoreError, match=words):
+        open_study(folder.uri)
+    assert SCHEMA != 999
+
+
+@pytest.mark.parametrize("file", ["plan.parquet", "trials/t1/replicates.parquet"])
+def test_a_truncated_table_is_named(folder, file):
+    folder.save_outcome("t1", [outcome("c1", 0)])
+    data = folder.read(*file.split("/"))
+    folder.write(data[: len(data) // 2], *file.split("/"))
+    with pytest.raises(StoreError, match=file.split("/")[-1]):
+        open_study(folder.uri).replicates()
+
+
+def test_a_folder_can_be_moved_while_nobody_writes(folder, tmp_path):
+    folder.save_outcome("t1", [outcome("c1", 0)])
+    before = open_study(folder.uri).replicates()
+    os.rename(folder.uri, tmp_path / "elsewhere")
+    pd.testing.assert_frame_equal(open_study(str(tmp_path / "elsewhere")).replicates(), before)
+
+
+def test_the_same_folder_on_another_filesystem(tmp_path):
+    """Through pyarrow's URI route (here a file system mounted as a subtree), as an object store is reached."""
+    from pyarrow import fs
+
+    class Remote(StudyFolder):
+        is_local = False
+        _place = (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/n")
+
+    (tmp_path / "bucket" / "n" / "trials" / "t1").mkdir(parents=True)
+    folder = Remote("s3://bucket/n")
+    folder.check_writable()
+    folder.save_study(SPEC, "name: n\n", PLAN)
+    folder.save_outcome("t1", [outcome("c1", 0)])
+    assert folder.spec() == SPEC
+    assert folder.outcomes()[0]["status"] == "complete"
+    assert folder.names() == ["plan.parquet", "study.json", "study.yaml", "trials"]

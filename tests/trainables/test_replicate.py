@@ -1,0 +1,190 @@
+"""One seed: reproducible, resumable bit for bit, paired with other optimisers, and honest about breaking down."""
+
+import io
+import math
+
+import pytest
+import torch
+
+from trainables.recipe import Recipe
+from trainables.replicate import Replicate
+from trainables.schedule import learning_rate
+
+TINY = {"dataset": "synthetic", "model": "mlp", "epochs": 4, "batch_size": 32, "train_size": 160, "lr": 0.05}
+
+EVERY_WAY = [
+    {"optimiser": "sgd"},
+    {"optimiser": "sam"},
+    {"optimiser": "asam"},
+    {"optimiser": "asam", "asam_convention": "eq5"},
+    {"optimiser": "fsam"},
+    {"optimiser": "fsam", "eta": 1e4, "fisher": "per_example"},
+    {"optimiser": "fsam", "m": 8},
+    {"optimiser": "fsam", "m": 16, "fisher": "per_example"},
+    {"optimiser": "sgd", "natural_gradient": True, "eta": 10.0},
+    {"optimiser": "sam", "base": "adam", "lr": 0.005},
+    {"optimiser": "sam", "base": "adamw", "lr": 0.005, "dropout": 0.3, "same_dropout": True},
+    {"optimiser": "fsam", "dropout": 0.3},
+    {"optimiser": "fsam", "precision": "float16"},
+    {"optimiser": "fsam", "precision": "bfloat16"},
+    {"optimiser": "fsam", "precision": "float64"},
+    {"optimiser": "sam", "label_noise": 0.4, "augmentation": ["cutout"], "cutout_size": 4},
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rows(replicate, epochs):
+    found = []
+    while replicate.epoch < epochs:
+        row = replicate.train_epoch()
+        del row["train_seconds"]
+        found.append(row)
+    return found
+
+
+def same(a, b):
+    """Equal, with NaN equal to NaN."""
+    return str(a) == str(b)
+
+
+@pytest.mark.parametrize("way", EVERY_WAY, ids=str)
+def test_resumed_in_a_new_process_state_it_goes_on_bit_for_bit(way):
+    recipe = Recipe.of({**TINY, **way})
+    whole = Replicate(recipe, 3)
+    expected = rows(whole, 4)
+
+    first = Replicate(recipe, 3)
+    before = rows(first, 2)
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    # Draws in between must not matter: another replicate of the same process has had its turn.
+    rows(Replicate(recipe, 9), 1)
+    second = Replicate(recipe, 3)
+    second.load_state_dict(torch.load(saved, weights_only=True))
+    assert same(before + rows(second, 4), expected)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[key], value), key
+    assert second.evaluate("test") == whole.evaluate("test")
+
+
+@pytest.mark.parametrize("way", EVERY_WAY, ids=str)
+def test_every_way_learns_the_synthetic_images(way):
+    replicate = Replicate(Recipe.of({**TINY, "train_size": 320, "epochs": 6, **way}), 0)
+    untrained, chance = replicate.evaluate("validation")
+    last = rows(replicate, 6)[-1]
+    assert last["validation_loss"] < untrained
+    assert last["validation_accuracy"] > max(0.5, 2 * chance)
+    assert not last["diverged"]
+
+
+def test_seeds_are_paired_over_optimisers():
+    def start(optimiser, **more):
+        return Replicate(Recipe.of({**TINY, "optimiser": optimiser, "label_noise": 0.5, **more}), 5)
+
+    sgd, fsam, sam = start("sgd"), start("fsam"), start("sam", gamma=0.3)
+    assert sgd.label_hash == fsam.label_hash == sam.label_hash
+    for key, value in sgd.model.state_dict().items():
+        assert torch.equal(value, fsam.model.state_dict()[key])
+    other = Replicate(sgd.recipe, 6)
+    assert other.label_hash != sgd.label_hash
+    assert any(
+        not torch.equal(a, b) for a, b in zip(sgd.model.parameters(), other.model.parameters(), strict=True)
+    )
+
+
+def test_with_a_vanishing_gamma_sam_sees_the_batches_of_sgd():
+    """If order, augmentation or dropout depended on the optimiser, this limit would not hold."""
+    way = {**TINY, "precision": "float64", "dropout": 0.2, "augmentation": ["crop", "flip"]}
+    sgd = Replicate(Recipe.of({**way, "optimiser": "sgd"}), 1)
+    sam = Replicate(Recipe.of({**way, "optimiser": "sam", "gamma": 1e-12, "same_dropout": True}), 1)
+    a, b = rows(sgd, 2)[-1], rows(sam, 2)[-1]
+    assert b["validation_loss"] == pytest.approx(a["validation_loss"], rel=1e-6)
+    assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-6)
+
+
+def test_fisher_sam_with_zero_eta_trains_as_sam():
+    way = {**TINY, "precision": "float64", "gamma": 0.2}
+    sam = rows(Replicate(Recipe.of({**way, "optimiser": "sam"}), 1), 3)[-1]
+    fsam = rows(Replicate(Recipe.of({**way, "optimiser": "fsam", "eta": 0.0}), 1), 3)[-1]
+    assert fsam["validation_loss"] == pytest.approx(sam["validation_loss"], rel=1e-9)
+
+
+def test_augmentation_is_drawn_anew_each_epoch_and_again_by_the_same_seed():
+    way = {**TINY, "augmentation": ["crop", "flip", "cutout"], "cutout_size": 4, "optimiser": "sgd"}
+    a, b = (rows(Replicate(Recipe.of(way), 2), 3) for _ in range(2))
+    assert same(a, b)
+    frozen = Replicate(Recipe.of({**way, "lr": 1e-12}), 2)
+    losses = {row["train_loss"] for row in rows(frozen, 3)}
+    assert len(losses) == 3, "with frozen weights only the draws can change the loss"
+
+
+def test_m_of_the_whole_batch_is_no_m():
+    way = {**TINY, "precision": "float64", "optimiser": "fsam"}
+    a = rows(Replicate(Recipe.of(way), 1), 2)
+    b = rows(Replicate(Recipe.of({**way, "m": 32}), 1), 2)
+    assert same(a, b)
+
+
+def test_what_an_epoch_cost_is_counted():
+    for way, gradients in (("sgd", 1), ("sam", 2), ("fsam", 2)):
+        row = rows(Replicate(Recipe.of({**TINY, "batch_size": 64, "optimiser": way}), 0), 2)[-1]
+        assert row["images_seen"] == 2 * 160
+        assert row["gradient_evaluations"] == 2 * 3 * gradients  # 160 images: 64 + 64 + 32
+
+
+def test_a_hopeless_learning_rate_diverges_and_says_so():
+    replicate = Replicate(Recipe.of({**TINY, "optimiser": "sgd", "lr": 1e12, "momentum": 0.0}), 0)
+    found = rows(replicate, 4)
+    assert any(row["diverged"] for row in found)
+    assert replicate.diverged
+    assert all(torch.isfinite(p).all() for p in replicate.model.parameters()), "skipped steps leave finite weights"
+
+
+def test_noise_touches_training_labels_only_unless_the_recipe_says_more():
+    clean = Replicate(Recipe.of({**TINY, "optimiser": "sgd"}), 0)
+    noisy = Replicate(Recipe.of({**TINY, "optimiser": "sgd", "label_noise": 0.5}), 0)
+    both = Replicate(Recipe.of({**TINY, "optimiser": "sgd", "label_noise": 0.5, "validation_labels": "noisy"}), 0)
+    assert noisy.label_hash == both.label_hash != clean.label_hash
+    for seed in (clean, noisy, both):
+        seed.model.load_state_dict(clean.model.state_dict())
+    assert noisy.evaluate("validation") == clean.evaluate("validation") != both.evaluate("validation")
+    assert noisy.evaluate("test") == both.evaluate("test") == clean.evaluate("test")
+    assert noisy.evaluate("train") != clean.evaluate("train")
+
+
+def test_the_cosine_falls_from_lr_towards_zero_over_the_full_length():
+    recipe = Recipe.of({**TINY, "epochs": 10, "lr": 0.1})
+    rates = [learning_rate(recipe, e) for e in range(10)]
+    assert rates[0] == 0.1
+    assert rates[5] == pytest.approx(0.05)
+    assert all(a > b > 0 for a, b in zip(rates, rates[1:], strict=False))
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=10)
+    for rate in rates:
+        assert reference.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-12)
+        reference.step()
+        schedule.step()
+
+
+def test_a_state_of_another_seed_is_refused():
+    recipe = Recipe.of(TINY)
+    with pytest.raises(ValueError, match="seed"):
+        Replicate(recipe, 1).load_state_dict(Replicate(recipe, 0).state_dict())
+
+
+def test_diagnostics_say_whether_eta_does_anything():
+    weak = rows(Replicate(Recipe.of({**TINY, "eta": 1e-12}), 0), 1)[0]
+    strong = rows(Replicate(Recipe.of({**TINY, "eta": 1e6}), 0), 1)[0]
+    assert weak["eta_vanished"] == 1.0
+    assert weak["cosine_to_sam"] == pytest.approx(1.0, abs=1e-6)
+    assert strong["eta_vanished"] < 0.5
+    assert strong["cosine_to_sam"] < 0.95
+    assert math.isnan(rows(Replicate(Recipe.of({**TINY, "optimiser": "sgd"}), 0), 1)[0]["eps_norm"])
