@@ -107,4 +107,6 @@ def _quantile(ordered: list[float], q: float) -> float | None:
     position = q * (len(ordered) - 1)
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    step, part = ordered[high] - ordered[low], position - low
+    # From the nearer end, as NumPy does it: a tie at the cutoff is decided by the last bit.
+    return ordered[high] - step * (1 - part) if part >= 0.5 else ordered[low] + step * part

@@ -72,7 +72,7 @@ def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:
     if gpu is None:
         gpu = 0.0 if on_cpu or not gpus else _share(plan, gpus)
     if not any(node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in nodes):
-        has = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        has: dict[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise ClusterError(
             f"resources: a trial asks for cpu {cpu:g}, gpu {gpu:g}; the largest node of this cluster has "
             f"cpu {has.get('CPU', 0):g}, gpu {has.get('GPU', 0):g}"

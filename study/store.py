@@ -241,7 +241,7 @@ class StudyFolder:
 
     def load_checkpoint(self, trial: str) -> tuple[bytes | None, list[str]]:
         """The newest whole checkpoint, or None; and the names of damaged ones that were passed over."""
-        damaged = []
+        damaged: list[str] = []
         for name in reversed(self._checkpoint_names(trial)):
             data = self.read("trials", trial, "checkpoints", name)
             if data and data.startswith(_MAGIC):
@@ -299,7 +299,7 @@ class StudyReader:
         running = self._progress({row["trial"] for row in ended})
         frame["status"] = frame["status"].fillna("missing")
         for i in frame.index[frame["status"] == "missing"]:
-            at = running.get((frame.at[i, "cell"], frame.at[i, "seed"]))
+            at = running.get((str(frame.at[i, "cell"]), int(frame.at[i, "seed"])))  # type: ignore[arg-type]
             if at is not None:
                 frame.at[i, "status"], frame.at[i, "epoch"], frame.at[i, "trial"] = "running", *at
         numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "run")]

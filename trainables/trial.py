@@ -66,6 +66,9 @@ class Trial(tune.Trainable):
         self._begin(new_config)
         return True
 
+    #: The last epoch's row of each seed.
+    rows: list[Row]
+
     def step(self) -> dict[str, Any]:
         """One epoch of every seed."""
         if self.epoch < self.target:
@@ -73,7 +76,7 @@ class Trial(tune.Trainable):
             self.rows = [replicate.train_epoch() for replicate in self.replicates]
             self.history += [{"cell": self.cell, **row} for row in self.rows]
         outcome = self._outcome()
-        report = {
+        report: dict[str, Any] = {
             "epoch": self.epoch,
             **{key: _mean([row[key] for row in self.rows]) for key in AVERAGED},
             "replicates": [
@@ -103,7 +106,7 @@ class Trial(tune.Trainable):
         device = self.replicates[0].device
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.epoch = 0
-        self.rows: list[Row] = []
+        self.rows = []
         self.history: list[Row] = []
         self._written = 0
         self._checkpointed = time.monotonic()

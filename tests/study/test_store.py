@@ -70,7 +70,7 @@ def test_a_file_is_replaced_whole(folder, monkeypatch):
     class Full:
         def __init__(self, path, mode):
             self.path = path
-            open(path, "wb").close()  # noqa: SIM115  # the file exists, empty, when the disk is full
+            open(path, "wb").close()  # the file exists, empty, when the disk is full
 
         def __enter__(self):
             return self
