@@ -26,10 +26,19 @@ def stream(seed: int, what: str, epoch: int = 0, device: torch.device | str = "c
     return torch.Generator(device).manual_seed(derive(seed, what, epoch))
 
 
+def seed_global(seed: int, what: str, epoch: int, device: torch.device) -> None:
+    """Put `device`'s global generator at the start of a stream, for layers that draw from it (dropout)."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(derive(seed, what, epoch))
+    else:
+        torch.default_generator.manual_seed(derive(seed, what, epoch))
+
+
 @contextmanager
 def global_stream(seed: int, what: str, epoch: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for layers that draw from them (initialisation, dropout), and put them back."""
+    """`seed_global` for the length of a block; afterwards the generators are where they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, what, epoch))
+        seed_global(seed, what, epoch, device)
         yield

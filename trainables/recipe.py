@@ -31,6 +31,8 @@ SEMANTICS = 1
 #: Fields that say where a recipe runs and not what it is: outside its identity.
 EXECUTION = frozenset({"device"})
 
+_AUGMENTATIONS = ("crop", "flip", "cutout")
+
 PROBING = ("sam", "asam", "fsam")
 
 
@@ -133,6 +135,12 @@ class Recipe(BaseModel):
     def _resolve(self) -> Self:
         """Refuse what the chosen parts do not use, and write down the default of what they do."""
         problems = []
+        # One recipe, one spelling: these would train to the same numbers under another identity.
+        self.__dict__["augmentation"] = tuple(sorted(self.augmentation, key=_AUGMENTATIONS.index))
+        if self.eta == 0:
+            self.__dict__["eta"] = 0.0  # -0.0
+        if self.m == self.batch_size and self.probes:
+            self.__dict__["m"] = None
         for key, rule in _RULES.items():
             value = getattr(self, key)
             if rule.used(self):
@@ -141,7 +149,8 @@ class Recipe(BaseModel):
                     self.__dict__[key] = rule.default(self)
             elif value is not None:
                 problems.append(Problem(key, rule.refusal(self), unused=True))
-        problems += _conflicts(self)
+        if not problems:
+            problems += _conflicts(self)
         if problems:
             raise RecipeError(problems)
         return self
@@ -153,6 +162,9 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: with every problem found, each naming its key and the nearest right name.
         """
+        odd = [key for key in settings if not isinstance(key, str)]
+        if odd:
+            raise RecipeError([Problem("", f"the key {key!r} is not text") for key in odd])
         try:
             return cls(**settings)
         except ValidationError as error:
@@ -178,7 +190,11 @@ class Recipe(BaseModel):
         return {k: "+".join(v) if isinstance(v, tuple) else v for k, v in self.__dict__.items()}
 
     def identity(self, data_fingerprint: str) -> str:
-        """12 hexadecimal digits that change whenever the recipe or its data would give other numbers."""
+        """12 hexadecimal digits that change whenever the recipe or its data would give other numbers.
+
+        On one kind of device: a GPU rounds, and draws its augmentation, in its own way. Each replicate's row says
+        where it was trained.
+        """
         return digest(SEMANTICS, self.settings(), data_fingerprint)
 
     @property
@@ -250,7 +266,8 @@ _RULES: dict[str, _Rule] = {
     ),
     "cutout_size": _Rule(
         lambda r: "cutout" in r.augmentation,
-        lambda r: 16,
+        # DeVries & Taylor 2017: 16 of CIFAR-10's 32 pixels, 8 on CIFAR-100.
+        lambda r: 8 if r.dataset == "cifar100" else max(1, DATASETS[r.dataset].side // 2),
         lambda r: "augmentation has no cutout, so it is not used",
     ),
     "dropout": _Rule(lambda r: MODELS[r.model].dropout, lambda r: 0.0, lambda r: f"model {r.model} has no dropout"),
@@ -281,7 +298,10 @@ _RULES: dict[str, _Rule] = {
     "beta2": _Rule(lambda r: r.base != "sgd", lambda r: 0.999, lambda r: "base sgd uses momentum"),
 }
 
-_CHOICES = {"dataset", "model", "optimiser", "base", "asam_convention", "natural_gradient", "augmentation"}
+_CHOICES = {
+    "dataset", "model", "optimiser", "base", "asam_convention", "natural_gradient", "augmentation", "label_noise",
+    "dropout", "batch_size", "validation_size", "train_size", "momentum",
+}  # fmt: skip
 
 
 def _conflicts(r: Recipe) -> list[Problem]:
@@ -304,23 +324,34 @@ def _conflicts(r: Recipe) -> list[Problem]:
         found.append(Problem("nesterov", "needs momentum above 0"))
     if len(set(r.augmentation)) < len(r.augmentation):
         found.append(Problem("augmentation", "names an operation twice"))
-    if r.cutout_size and r.cutout_size > 2 * facts.side:
-        found.append(Problem("cutout_size", f"{r.cutout_size} pixels on images of {facts.side} x {facts.side}"))
+    for key, pixels in (("cutout_size", r.cutout_size), ("crop_padding", r.crop_padding)):
+        if pixels and pixels > facts.side:
+            found.append(Problem(key, f"{pixels} pixels on images of {facts.side} x {facts.side}"))
+    if facts.side < MODELS[r.model].least_side:
+        least = MODELS[r.model].least_side
+        found.append(
+            Problem(
+                "model",
+                f"{r.model} needs images of at least {least} x {least} pixels; {r.dataset} has "
+                f"{facts.side} x {facts.side}",
+            )
+        )
     if not found:
         found += _lonely_image(r)
     return found
 
 
 def _lonely_image(r: Recipe) -> list[Problem]:
-    """BatchNorm in training mode has no variance over one image: refuse the batch size now, not after an epoch."""
+    """Refuse now, not after an epoch, a batch of one image to a BatchNorm that would see one value a channel."""
+    if MODELS[r.model].least_batch(DATASETS[r.dataset].side) < 2:
+        return []
     last = r.train_images % r.batch_size or r.batch_size
-    key = "batch_size"
+    key, sizes = "batch_size", {last}
     if r.m:
-        key, sizes = "m", {(n % r.m or r.m) for n in (last, r.batch_size)}
-    else:
-        sizes = {last}
+        key, sizes = "m", {n % r.m or r.m for n in (last, r.batch_size)}
     if 1 in sizes:
-        return [Problem(key, f"leaves a group of one image ({r.train_images} images); choose another")]
+        message = f"leaves a group of one image (of {r.train_images}), which {r.model}'s BatchNorm cannot normalise"
+        return [Problem(key, message)]
     return []
 
 

@@ -13,6 +13,7 @@ the same number of threads): the state is the tensors alone, since every draw is
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from trainables.data.label_noise import corrupt, mask_hash
 from trainables.data.resident import resident
 from trainables.data.splits import Splits
 from trainables.models import build
-from trainables.randomness import derive, global_stream, stream
+from trainables.randomness import derive, global_stream, seed_global, stream
 from trainables.recipe import Recipe
 from trainables.schedule import learning_rate
 from trainables.sharpness import SharpnessAware, per_example_squares
@@ -40,6 +41,9 @@ EVALUATION_BATCH = {"cpu": 256, "cuda": 2048}
 
 #: Of an epoch's steps, how many are watched by the diagnostics: enough to see a trend, too few to cost.
 WATCHED_STEPS = 4
+
+#: A training loss above this many times that of guessing (ln classes) has exploded, though it is still a number.
+EXPLODED = 1e3
 
 #: Examples whose gradients eq 11 holds at once.
 PER_EXAMPLE_CHUNK = 32
@@ -104,10 +108,12 @@ class Replicate:
             The epoch's row: losses in nats (the training loss with its label smoothing, averaged over the epoch's first
             passes; the validation loss without), accuracies in [0, 1], `lr`, the diagnostics of
             `trainables.sharpness.diagnostics`, cumulative `images_seen`, `gradient_evaluations` (minibatch gradients)
-            and `train_seconds`, and `diverged`: the validation loss is not finite, or more than half of the epoch's
-            steps had to be skipped because a gradient was not.
+            and `train_seconds`, and `diverged`: the validation loss is not finite, the training loss is above
+            `EXPLODED` times that of guessing, or more than half of the epoch's steps had to be skipped because a
+            gradient was not finite (a float16 scaler that is still finding its scale does not count).
         """
         start = time.perf_counter()
+        self._choose_arithmetic()
         recipe, data = self.recipe, self.data
         lr = learning_rate(recipe, self.epoch)
         for group in self.optimiser.param_groups:
@@ -115,16 +121,19 @@ class Replicate:
         self.model.train()
 
         order = torch.randperm(len(data.train.x), generator=stream(self.seed, "data order", self.epoch))
-        draws = stream(self.seed, "augmentation", self.epoch, self.device)
+        # A stream for each operation: a recipe with one operation more keeps the draws of the others.
+        draws: dict[str, torch.Generator] = {
+            name: stream(self.seed, f"augmentation {name}", self.epoch, self.device) for name in recipe.augmentation
+        }
         batches = order.to(self.device).split(recipe.batch_size)
         watched = {round(i * (len(batches) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         with global_stream(self.seed, "dropout", self.epoch, self.device):
             for i, batch in enumerate(batches):
-                x = self._augment(data.train.x[batch], data.mean, data.std, draws).to(self._dtype)
+                x = self._augment(data.train.x[batch], data.mean, data.std, draws.__getitem__).to(self._dtype)
                 self.optimiser.watch = i in watched
-                batch_loss, batch_correct = self._step(x, self._labels[batch])
+                batch_loss, batch_correct = self._step(i, x, self._labels[batch])
                 loss += batch_loss
                 correct += batch_correct
         diagnostics = self.optimiser.diagnostics()
@@ -136,12 +145,18 @@ class Replicate:
         self.gradient_evaluations += len(batches) * recipe.gradients_per_step
         self.train_seconds += time.perf_counter() - start
         validation_loss, validation_accuracy = self.evaluate("validation")
-        self.diverged = not math.isfinite(validation_loss) or diagnostics["skipped_steps"] > len(batches) / 2
+        train_loss = float(loss) / len(order)
+        scaling = self.scaler is not None and self.scaler.get_scale() > 1
+        self.diverged = (
+            not math.isfinite(validation_loss)
+            or train_loss > EXPLODED * math.log(data.classes)
+            or (diagnostics["skipped_steps"] > len(batches) / 2 and not scaling)
+        )
         return {
             "seed": self.seed,
             "epoch": self.epoch,
             "lr": lr,
-            "train_loss": float(loss) / len(order),
+            "train_loss": train_loss,
             "train_accuracy": int(correct) / len(order),
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
@@ -158,6 +173,7 @@ class Replicate:
 
         Noisy labels are used where the recipe says so; the test labels are always clean.
         """
+        self._choose_arithmetic()
         images = getattr(self.data, split)
         labels = {"train": self._labels, "validation": self._validation_labels}.get(split, images.y)
         self.model.eval()
@@ -171,9 +187,11 @@ class Replicate:
         return float(loss) / len(labels), int(correct) / len(labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on as if nothing had happened; tensors and plain values."""
-        return {
+        """Everything that `load_state_dict` needs to go on as if nothing had happened: plain values, copied tensors."""
+        state = {
+            "recipe": self.recipe.settings(),
             "seed": self.seed,
+            "diverged": self.diverged,
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -182,32 +200,44 @@ class Replicate:
             "gradient_evaluations": self.gradient_evaluations,
             "train_seconds": self.train_seconds,
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state.
 
         Raises:
-            ValueError: the state belongs to another seed.
+            ValueError: the state belongs to another seed or another recipe.
         """
         if state["seed"] != self.seed:
             raise ValueError(f"the state is of seed {state['seed']}, this replicate is seed {self.seed}")
+        if state["recipe"] != self.recipe.settings():
+            other = sorted(k for k, v in self.recipe.settings().items() if state["recipe"].get(k) != v)
+            raise ValueError(f"the state is of another recipe; it differs in {', '.join(other) or 'more settings'}")
+        state = copy.deepcopy(state)  # the optimiser would share its buffers with the state's other users
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
-        for key in ("epoch", "images_seen", "gradient_evaluations", "train_seconds"):
+        for key in ("epoch", "diverged", "images_seen", "gradient_evaluations", "train_seconds"):
             setattr(self, key, state[key])
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step. Returns the first pass's summed loss and its number of right answers, on the device."""
         seen: list[tuple[Tensor, Tensor]] = []  # per group of m examples, from its first pass
 
-        def closure_of(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+        def closure_of(group: int, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
             first_pass = True
 
             def closure() -> Tensor:
                 nonlocal first_pass
                 self.optimiser.zero_grad()
+                if self.recipe.dropout:
+                    # By step and pass, so that the first pass has the masks that plain SGD has at this step. (With m
+                    # the groups draw masks of other shapes: those are not paired.)
+                    which = "first" if first_pass or self.recipe.same_dropout else "second"
+                    seed_global(
+                        self.seed, f"dropout, step {step}, group {group}, {which} pass", self.epoch, self.device
+                    )
                 logits = self._forward(x)
                 loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -230,10 +260,9 @@ class Replicate:
 
         groups = list(zip(x.split(self.recipe.m or len(y)), y.split(self.recipe.m or len(y)), strict=True))
         self.optimiser.step(
-            [closure_of(*group) for group in groups],
+            [closure_of(i, *group) for i, group in enumerate(groups)],
             weights=[len(labels) for _, labels in groups],
             fisher=[squares_of(*group) for group in groups] if self.recipe.fisher == "per_example" else None,
-            same_draws=bool(self.recipe.same_dropout),
             scaler=self.scaler,
         )
         if self.scaler:
@@ -247,6 +276,11 @@ class Replicate:
         with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
             logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _choose_arithmetic(self) -> None:
+        """float32 means float32: cuDNN would take TF32 for convolutions unasked."""
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     def _noisy_labels(self) -> tuple[Tensor, Tensor, str]:
         """Training and validation labels as this seed sees them, and the hash of the training ones."""

@@ -102,6 +102,8 @@ class Trial(tune.Trainable):
         recipe = Recipe.of(job["recipe"])
         self.target: int = job["until"] or recipe.epochs
         self.recipe = recipe
+        # Before the next cell's: two cells at once would need twice the device's memory.
+        self.replicates: list[Replicate] = []
         self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
         device = self.replicates[0].device
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -122,7 +124,8 @@ class Trial(tune.Trainable):
         self.rows = [
             {key: value for key, value in row.items() if key != "cell"} for row in self.history[-len(self.replicates) :]
         ]
-        self._written = len(self.history)
+        # The history file may be older than the checkpoint: the process can have ended between the two writes.
+        self._written = 0
 
     def _outcome(self) -> str | None:
         if any(replicate.diverged for replicate in self.replicates):

@@ -113,11 +113,51 @@ def test_identity_is_the_same_in_another_process():
     assert other == Recipe.of({"gamma": 0.3}).identity(PRINT)
 
 
-def test_a_batch_that_leaves_one_image_alone_is_refused():
-    # 1,437 training images less 287 for validation: 1,150 = 3 * 383 + 1
-    assert "one image" in problems({"batch_size": 383})["batch_size"]
-    assert "one image" in problems({"batch_size": 64, "m": 63})["m"]
-    assert Recipe.of({"batch_size": 382}).steps_per_epoch == 4
+def test_a_batch_of_one_image_is_refused_where_batchnorm_would_see_one_value():
+    # 1,437 training images less 287 for validation: 1,150 = 3 * 383 + 1. ResNet-18 ends at one pixel on 8x8 images.
+    assert "one image" in problems({"batch_size": 383, "model": "resnet18"})["batch_size"]
+    assert "one image" in problems({"batch_size": 64, "m": 63, "model": "resnet18"})["m"]
+    assert Recipe.of({"batch_size": 383}).steps_per_epoch == 4
+    assert Recipe.of({"batch_size": 1, "model": "mlp"}).steps_per_epoch == 1150
+
+
+def test_one_recipe_has_one_identity_however_it_is_spelled():
+    def identity(**settings):
+        return Recipe.of({"dataset": "cifar10", "model": "resnet20", **settings}).identity(PRINT)
+
+    assert identity(augmentation=["crop", "flip"]) == identity(augmentation=["flip", "crop"])
+    assert identity(eta=0.0) == identity(eta=-0.0)
+    assert identity(m=128) == identity()
+    assert identity(m=64) != identity()
+
+
+def test_cutout_is_half_the_side_where_the_study_does_not_say_and_never_the_whole_image():
+    def size(dataset, model, **more):
+        return Recipe.of({"dataset": dataset, "model": model, "augmentation": ["cutout"], **more}).cutout_size
+
+    assert (size("digits", "mlp"), size("cifar10", "resnet20"), size("cifar100", "resnet20")) == (4, 16, 8)
+    assert "9 pixels" in problems({"augmentation": ["cutout"], "cutout_size": 9})["cutout_size"]
+    assert "1000 pixels" in problems({"augmentation": ["crop"], "crop_padding": 1000})["crop_padding"]
+
+
+def test_a_network_that_is_too_large_for_the_images_is_refused():
+    assert "at least 16 x 16" in problems({"dataset": "digits", "model": "cifar_cnn"})["model"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"label_noise": 2, "label_noise_kind": "uniform"}, "label_noise"),
+        ({"dropout": 1.5, "same_dropout": True}, "dropout"),
+        ({"batch_size": "256", "m": 200}, "batch_size"),
+    ],
+)
+def test_one_mistake_is_not_reported_as_two(settings, key):
+    assert list(problems(settings)) == [key]
+
+
+def test_a_key_that_is_not_text_is_a_problem_and_no_accident():
+    assert "not text" in problems({True: 1})[""]
 
 
 def test_a_recipe_needs_neither_torch_nor_ray():

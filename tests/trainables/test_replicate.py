@@ -111,6 +111,41 @@ def test_with_a_vanishing_gamma_sam_sees_the_batches_of_sgd():
     assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-6)
 
 
+def first_pass_masks(optimiser, **more):
+    """The dropout masks of each step's first pass over two epochs, as the zeros of the hidden layer's output."""
+    replicate = Replicate(Recipe.of({**TINY, "dropout": 0.5, "optimiser": optimiser, **more}), 4)
+    seen = []
+    replicate.model.dropout.register_forward_hook(lambda layer, args, out: seen.append((out != 0) | (args[0] == 0)))
+    rows(replicate, 2)
+    training = [mask for mask in seen if mask.shape[0] == 32 and not mask.all()]
+    return training[:: 1 + replicate.recipe.probes]
+
+
+def test_the_first_pass_has_the_dropout_masks_of_sgd_at_every_step():
+    sgd, sam = first_pass_masks("sgd", lr=1e-9), first_pass_masks("sam", lr=1e-9)
+    assert len(sgd) == len(sam) == 10
+    assert all(torch.equal(a, b) for a, b in zip(sgd, sam, strict=True))
+    assert not torch.equal(sgd[0], sgd[1])
+
+
+def test_one_operation_more_leaves_the_draws_of_the_others():
+    def batches(names, **more):
+        replicate = Replicate(Recipe.of({**TINY, "optimiser": "sgd", "augmentation": names, **more}), 2)
+        seen = []
+
+        def look(model, args):
+            if model.training:
+                seen.append(args[0])
+
+        replicate.model.register_forward_pre_hook(look)
+        rows(replicate, 1)
+        return torch.cat(seen)
+
+    plain, cut = batches(["crop", "flip"]), batches(["crop", "flip", "cutout"], cutout_size=3)
+    assert torch.equal(plain[cut != 0], cut[cut != 0])
+    assert (cut == 0).any()
+
+
 def test_fisher_sam_with_zero_eta_trains_as_sam():
     way = {**TINY, "precision": "float64", "gamma": 0.2}
     sam = rows(Replicate(Recipe.of({**way, "optimiser": "sam"}), 1), 3)[-1]
@@ -149,6 +184,21 @@ def test_a_hopeless_learning_rate_diverges_and_says_so():
     assert all(torch.isfinite(p).all() for p in replicate.model.parameters()), "skipped steps leave finite weights"
 
 
+def test_a_loss_that_explodes_without_becoming_infinite_is_a_divergence():
+    replicate = Replicate(Recipe.of({**TINY, "optimiser": "sgd", "lr": 1e3, "epochs": 8}), 0)
+    found = rows(replicate, 8)
+    assert any(row["diverged"] and math.isfinite(row["train_loss"]) for row in found)
+
+
+def test_a_scaler_that_looks_for_its_scale_is_no_divergence():
+    way = {**TINY, "optimiser": "sgd", "precision": "float16", "train_size": 32}
+    replicate = Replicate(Recipe.of(way), 0)
+    replicate.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # every step of the first epochs overflows
+    found = rows(replicate, 2)
+    assert found[0]["skipped_steps"] == 1
+    assert not found[0]["diverged"]
+
+
 def test_noise_touches_training_labels_only_unless_the_recipe_says_more():
     clean = Replicate(Recipe.of({**TINY, "optimiser": "sgd"}), 0)
     noisy = Replicate(Recipe.of({**TINY, "optimiser": "sgd", "label_noise": 0.5}), 0)
@@ -175,10 +225,25 @@ def test_the_cosine_falls_from_lr_towards_zero_over_the_full_length():
         schedule.step()
 
 
-def test_a_state_of_another_seed_is_refused():
+def test_a_state_of_another_seed_or_recipe_is_refused():
     recipe = Recipe.of(TINY)
+    state = Replicate(recipe, 0).state_dict()
     with pytest.raises(ValueError, match="seed"):
-        Replicate(recipe, 1).load_state_dict(Replicate(recipe, 0).state_dict())
+        Replicate(recipe, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match="gamma"):
+        Replicate(Recipe.of({**TINY, "gamma": 0.7}), 0).load_state_dict(state)
+
+
+def test_a_state_in_memory_is_a_copy():
+    recipe = Recipe.of(TINY)
+    a = Replicate(recipe, 0)
+    rows(a, 1)
+    state = a.state_dict()
+    b, c = Replicate(recipe, 0), Replicate(recipe, 0)
+    b.load_state_dict(state)
+    c.load_state_dict(state)
+    assert same(rows(b, 3), rows(a, 3))
+    assert same(rows(c, 3), rows(Replicate(recipe, 0), 3)[1:])
 
 
 def test_diagnostics_say_whether_eta_does_anything():

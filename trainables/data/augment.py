@@ -62,7 +62,12 @@ class Augmentation:
         self.cutout_size = cutout_size
 
     def __call__(
-        self, x: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32
+        self,
+        x: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        generator_of: Callable[[str], torch.Generator],
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """An augmented, normalised batch; `x` is left as it is.
 
@@ -70,17 +75,17 @@ class Augmentation:
             x: (N, C, H, W) uint8.
             mean: (C,) float32, in uint8 units.
             std: (C,) float32, likewise.
-            generator: on x's device. Operations draw from it in their order, so that adding Cutout leaves the
-                crops and flips as they were.
+            generator_of: the generator of each operation by its name, on x's device. With one generator each, adding
+                Cutout leaves the crops and flips of every later batch as they were.
             dtype: of the result.
         """
         for name, operation in PIXEL_OPERATIONS.items():
             if name in self.names:
-                x = operation(x, self, generator)
+                x = operation(x, self, generator_of(name))
         x = normalise(x, mean, std, dtype)
         for name, operation in NORMALISED_OPERATIONS.items():
             if name in self.names:
-                x = operation(x, self, generator)
+                x = operation(x, self, generator_of(name))
         return x
 
 

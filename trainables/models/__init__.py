@@ -22,12 +22,20 @@ class ModelFacts:
         dropout: whether it takes a dropout rate.
         light: whether it is too small to fill a GPU, so that several may share one.
         about: one line for people.
+        least_side: pixels of the smallest image's side it can take.
+        stride: side of the image over side of the last map that a BatchNorm sees; 0 without BatchNorm.
     """
 
     where: str
     dropout: bool
     light: bool
     about: str
+    least_side: int = 4
+    stride: int = 4
+
+    def least_batch(self, side: int) -> int:
+        """Images that a training batch needs: 2 where a BatchNorm's last map is one pixel and would have one value."""
+        return 2 if self.stride and side <= self.stride else 1
 
 
 _CIFAR = "trainables.models.cifar_resnet"
@@ -39,13 +47,13 @@ MODELS: dict[str, ModelFacts] = {
     "resnet20": ModelFacts(f"{_CIFAR}:resnet20", False, True, "He et al. 2016 section 4.2, option A; 0.27 M"),
     "resnet32": ModelFacts(f"{_CIFAR}:resnet32", False, True, "He et al. 2016 section 4.2, option A; 0.46 M"),
     "resnet56": ModelFacts(f"{_CIFAR}:resnet56", False, True, "He et al. 2016 section 4.2, option A; 0.85 M"),
-    "resnet18": ModelFacts(f"{_RESNET}:resnet18", False, False, "ImageNet's, with a 3x3 stem; 11.2 M"),
-    "resnet34": ModelFacts(f"{_RESNET}:resnet34", False, False, "ImageNet's, with a 3x3 stem; 21.3 M"),
+    "resnet18": ModelFacts(f"{_RESNET}:resnet18", False, False, "ImageNet's, with a 3x3 stem; 11.2 M", 4, 8),
+    "resnet34": ModelFacts(f"{_RESNET}:resnet34", False, False, "ImageNet's, with a 3x3 stem; 21.3 M", 4, 8),
     "wrn28_2": ModelFacts(f"{_WIDE}:wrn28_2", True, True, "Zagoruyko & Komodakis 2016; 1.5 M"),
     "wrn28_10": ModelFacts(f"{_WIDE}:wrn28_10", True, False, "Zagoruyko & Komodakis 2016; 36.5 M"),
-    "digits_cnn": ModelFacts(f"{_SMALL}:digits_cnn", True, True, "for 8x8 digits on one CPU core; 6 k"),
-    "cifar_cnn": ModelFacts(f"{_SMALL}:cifar_cnn", False, True, "for 32x32 images on a laptop's CPU; 0.11 M"),
-    "mlp": ModelFacts(f"{_SMALL}:mlp", True, True, "one hidden layer, any input; for tests"),
+    "digits_cnn": ModelFacts(f"{_SMALL}:digits_cnn", True, True, "for 8x8 digits on one CPU core; 6 k", 4, 2),
+    "cifar_cnn": ModelFacts(f"{_SMALL}:cifar_cnn", False, True, "for 32x32 images on a laptop's CPU; 0.11 M", 16, 8),
+    "mlp": ModelFacts(f"{_SMALL}:mlp", True, True, "one hidden layer, any input; for tests", 1, 0),
 }
 
 

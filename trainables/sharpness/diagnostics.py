@@ -33,7 +33,10 @@ def measure(blocks: Sequence[Block], eps: Sequence[Sequence[Tensor]]) -> Tensor:
     ]
     sizes = [n for p in products for n in torch._foreach_norm(list(p), 1, dtype=torch.float64)]
     dot = torch.stack([s.to(eps_norm.device) for s in sizes]).sum()
-    return torch.stack([eps_norm, dot / (grad_norm * eps_norm), _vanished(blocks).to(eps_norm.device)])
+    share = _vanished(blocks).to(eps_norm.device)
+    # A step that is skipped has no part in any of the three means.
+    share = torch.where(torch.isfinite(eps_norm), share, torch.full_like(share, math.nan))
+    return torch.stack([eps_norm, dot / (grad_norm * eps_norm), share])
 
 
 def _vanished(blocks: Sequence[Block]) -> Tensor:

@@ -11,8 +11,9 @@
 
 "Paper" is Kim et al., Fisher SAM, ICML 2022. The two ASAM conventions give different answers, and the good
 gamma does not carry over from one to the other. The code holds S = sqrt(D) rather than D, because with
-h = S g the norm is |h| and eps = gamma S h / |h|: no square is taken of what may be as small as a late gradient or
-as large as a diverging one. Norms are summed in float64.
+h = S g the norm is |h| and eps = gamma S h / |h|: no square is taken of what may be as small as a late gradient.
+Norms are summed in float64. The one square that can overflow is f itself: a coordinate with sqrt(eta) |g| above 1e19
+in float32 has S = 0 and takes no part in the probe.
 
 F = Diag(grad loss)^2 (eq 12) holds where the loss is a negative log-likelihood. With label smoothing, mixing
 of targets or an added penalty it is not one, and f is then simply the square of the gradient that trains. The

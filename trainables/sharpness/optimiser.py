@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -44,11 +45,13 @@ class Pass:
     """
 
     def __init__(self, owner: SharpnessAware) -> None:
-        self._owner = owner
+        # Weak: a cycle would keep a model that nobody uses any more on its device until the next garbage collection.
+        self._owner = weakref.proxy(owner)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        return self._owner.param_groups
+        groups: list[dict[str, Any]] = self._owner.param_groups
+        return groups
 
 
 class SharpnessAware(Optimizer):

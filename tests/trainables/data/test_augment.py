@@ -14,6 +14,11 @@ def again(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def every(generator):
+    """One generator for all operations, in their order."""
+    return lambda name: generator
+
+
 def images(n=64, side=32, channels=3):
     return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8, generator=again(99))
 
@@ -123,7 +128,7 @@ def test_operations_are_crop_flip_normalise_cutout_whatever_order_they_are_named
     draws = again()
     expected = cutout(normalise(flip(crop(x, 4, draws), draws), MEAN, STD), 16, draws)
     for names in (ALL, ALL[::-1], ("flip", "cutout", "crop")):
-        found = Augmentation(names)(x, MEAN, STD, again())
+        found = Augmentation(names)(x, MEAN, STD, every(again()))
         assert torch.equal(found, expected)
         assert found.dtype == torch.float32
 
@@ -131,28 +136,33 @@ def test_operations_are_crop_flip_normalise_cutout_whatever_order_they_are_named
 def test_a_border_is_black_and_a_hole_has_the_mean_colour():
     white = torch.full((256, 3, 32, 32), 255, dtype=torch.uint8)
     white_value, black_value = (255 - MEAN) / STD, (0 - MEAN) / STD
-    values = Augmentation(ALL)(white, MEAN, STD, again())
+    values = Augmentation(ALL)(white, MEAN, STD, every(again()))
     for c in range(3):
         assert set(values[:, c].unique().tolist()) == {0.0, float(black_value[c]), float(white_value[c])}
 
 
 def test_no_operations_only_normalise(generator):
     before = generator.get_state()
-    assert torch.equal(Augmentation()(images(), MEAN, STD, generator), normalise(images(), MEAN, STD))
+    assert torch.equal(Augmentation()(images(), MEAN, STD, every(generator)), normalise(images(), MEAN, STD))
     assert torch.equal(generator.get_state(), before)
 
 
-def test_adding_cutout_leaves_crops_and_flips_as_they_were():
+def test_adding_cutout_leaves_crops_and_flips_of_every_batch_as_they_were():
     x = images()
-    plain, cut = (Augmentation(names)(x, MEAN, STD, again()) for names in (("crop", "flip"), ALL))
+
+    def batches(names):
+        own = {name: again(i) for i, name in enumerate(ALL)}
+        return torch.cat([Augmentation(names)(x, MEAN, STD, own.__getitem__) for _ in range(3)])
+
+    plain, cut = batches(("crop", "flip")), batches(ALL)
     assert torch.equal(cut[cut != 0], plain[cut != 0])
 
 
 def test_one_generator_seed_gives_one_batch_and_images_differ_within_it():
     x = images(1).expand(64, -1, -1, -1)
-    found = Augmentation(ALL)(x, MEAN, STD, again())
-    assert torch.equal(found, Augmentation(ALL)(x, MEAN, STD, again()))
-    assert not torch.equal(found, Augmentation(ALL)(x, MEAN, STD, again(1)))
+    found = Augmentation(ALL)(x, MEAN, STD, every(again()))
+    assert torch.equal(found, Augmentation(ALL)(x, MEAN, STD, every(again())))
+    assert not torch.equal(found, Augmentation(ALL)(x, MEAN, STD, every(again(1))))
     assert len({image.numpy().tobytes() for image in found}) == 64
 
 
@@ -160,7 +170,7 @@ def test_the_data_set_is_never_written_to():
     x = images()
     before = x.clone()
     for names in ((), ("crop",), ("flip",), ("cutout",), ALL):
-        Augmentation(names)(x, MEAN, STD, again())
+        Augmentation(names)(x, MEAN, STD, every(again()))
         assert torch.equal(x, before)
 
 
@@ -168,7 +178,9 @@ def test_sizes_reach_their_operations():
     x = images()
     draws = again()
     expected = cutout(normalise(crop(x, 2, draws), MEAN, STD), 6, draws)
-    assert torch.equal(Augmentation(("crop", "cutout"), crop_padding=2, cutout_size=6)(x, MEAN, STD, again()), expected)
+    assert torch.equal(
+        Augmentation(("crop", "cutout"), crop_padding=2, cutout_size=6)(x, MEAN, STD, every(again())), expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,19 @@ def test_public_resnet32_checkpoint_is_as_accurate_as_published():
         right = (torch.cat([network(part).argmax(1) for part in x.split(100)]) == test.y[:1000]).float().mean()
     # Published: 92.63 % of 10,000; three standard errors of 1,000 are 2.5 %.
     assert float(right) == pytest.approx(0.9263, abs=0.025)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("wrn28_10", "resnet34", "resnet56", "resnet32")])
+@pytest.mark.parametrize("side", [8, 16])
+def test_one_image_is_a_training_batch_exactly_where_the_facts_say(name, side):
+    if side < MODELS[name].least_side:
+        with pytest.raises(ValueError, match="at least"):
+            build(name, classes=10, channels=3, side=side)
+        return
+    network = build(name, classes=10, channels=3, side=side).train()
+    image = torch.zeros(1, 3, side, side)
+    if MODELS[name].least_batch(side) == 1:
+        assert network(image).shape == (1, 10)
+    else:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            network(image)

@@ -1,0 +1,144 @@
+"""A cell's trial: what it reports and keeps, and that it goes on from what it kept, wherever it was cut."""
+
+import contextlib
+
+import pytest
+import torch
+
+from trainables.trial import Trial
+
+RECIPE = {"dataset": "synthetic", "model": "mlp", "epochs": 4, "batch_size": 32, "train_size": 96, "device": "cpu"}
+
+
+def job(trial="t", seeds=(0, 1), until=None, **recipe):
+    return {"job": {"trial": trial, "cell": "c", "recipe": {**RECIPE, **recipe}, "seeds": list(seeds), "until": until}}
+
+
+class Cut(Exception):
+    """The process ends here."""
+
+
+class Memory:
+    """A keeper in memory; `cut` names the write before which the process ends, and its count."""
+
+    def __init__(self, cut=None):
+        self.histories, self.checkpoints, self.cut = {}, {}, cut
+
+    def _maybe_cut(self, what):
+        if self.cut and self.cut[0] == what:
+            self.cut = (what, self.cut[1] - 1)
+            if self.cut[1] == 0:
+                self.cut = None
+                raise Cut
+
+    def load_checkpoint(self, trial):
+        return self.checkpoints.get(trial)
+
+    def save_checkpoint(self, trial, epoch, payload):
+        self._maybe_cut("checkpoint")
+        self.checkpoints[trial] = payload
+
+    def save_history(self, trial, rows):
+        self._maybe_cut("history")
+        self.histories[trial] = [dict(row) for row in rows]
+
+
+def start(keeper, config, every=1):
+    class Bound(Trial):
+        def setup(self, config):
+            super().setup(config, keeper=keeper, threads=1, checkpoint_every=every)
+
+    return Bound(config=config)
+
+
+def run(trial):
+    reports = []
+    while not reports or not reports[-1].get("done"):
+        reports.append(trial.step())
+    return reports
+
+
+def values(report):
+    return [{k: v for k, v in row.items() if k != "train_seconds"} for row in report["replicates"]]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    keeper = Memory()
+    return run(start(keeper, job())), keeper
+
+
+def test_a_report_has_the_mean_over_the_seeds(whole):
+    for report in whole[0]:
+        for key in ("validation_accuracy", "validation_loss", "train_loss"):
+            assert report[key] == pytest.approx(sum(row[key] for row in report["replicates"]) / 2)
+
+
+def test_test_accuracy_is_in_the_last_report_and_nowhere_else(whole):
+    reports, keeper = whole
+    assert [r.get("outcome") for r in reports] == [None, None, None, "complete"]
+    assert all("test_accuracy" not in row for report in reports[:-1] for row in report["replicates"])
+    assert all(0 <= row["test_accuracy"] <= 1 for row in reports[-1]["replicates"])
+    assert all("test" not in key for row in keeper.histories["t"] for key in row)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "history"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("every", [1, 2])
+def test_cut_before_any_write_it_ends_as_if_it_had_not_been(whole, what, count, every):
+    keeper = Memory(cut=(what, count))
+    with contextlib.suppress(Cut):
+        run(start(keeper, job(), every))
+    reports = run(start(keeper, job(), every))
+    assert str(values(reports[-1])) == str(values(whole[0][-1]))
+    epochs = [(row["seed"], row["epoch"]) for row in keeper.histories["t"]]
+    assert epochs == [(seed, epoch) for epoch in (1, 2, 3, 4) for seed in (0, 1)]
+
+
+def test_until_ends_a_trial_as_stopped():
+    reports = run(start(Memory(), job(until=2)))
+    assert [r["epoch"] for r in reports] == [1, 2]
+    assert reports[-1]["outcome"] == "stopped"
+    assert "test_accuracy" not in reports[-1]["replicates"][0]
+
+
+def test_one_seed_that_diverges_ends_the_cell_as_diverged():
+    keeper = Memory()
+    reports = run(start(keeper, job(optimiser="sgd", lr=1e12, momentum=0.0)))
+    assert reports[-1]["outcome"] == "diverged"
+    assert reports[-1]["epoch"] < 4
+    assert "test_accuracy" not in reports[-1]["replicates"][0]
+
+
+def test_a_warm_worker_trains_the_next_cell_as_a_fresh_one_would(whole):
+    keeper = Memory()
+    trial = start(keeper, job("other", gamma=0.7))
+    trial.step()
+    assert trial.reset_config(job())
+    assert str(values(run(trial)[-1])) == str(values(whole[0][-1]))
+    assert len(keeper.histories["other"]) == 2, "what the last cell had trained is kept"
+
+
+def test_a_warm_worker_lets_go_of_the_last_cell_before_it_builds_the_next(monkeypatch):
+    trial = start(Memory(), job("other"))
+    trial.step()
+    alive = []
+
+    import trainables.trial
+
+    made = trainables.trial.Replicate
+
+    def counting(*arguments):
+        alive.append(len(trial.replicates))
+        return made(*arguments)
+
+    monkeypatch.setattr(trainables.trial, "Replicate", counting)
+    trial.reset_config(job())
+    assert alive == [0, 0]
+
+
+def test_a_trial_uses_its_own_threads_only():
+    before = torch.get_num_threads()
+    start(Memory(), job())
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
