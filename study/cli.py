@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from study.spec import Study, StudyError
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"study: {line}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        # During the run itself Ray Tune ends the trials and `_train` reports; this is before or after it.
+        print("study: interrupted; nothing that was finished is lost", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _file_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +178,9 @@ def _run(options: argparse.Namespace) -> int:
     folder.check_writable()
     print("\n".join(_plan_lines(plan, folder)), flush=True)
     code = OK
+    if not plan.todo:
+        # The folder shows the study that was asked for last, also when other runs have trained it all.
+        folder.save_study(study.model_dump(mode="json"), _text(options.file), plan.rows())
     if plan.todo:
         # Whoever stops this process politely gets the same clean end as at the keyboard.
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -188,9 +196,7 @@ def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespac
 
     try:
         with connected(options.address, options.cpus):
-            from pathlib import Path
-
-            summary = run_plan(plan, folder, run, Path(options.file).read_text(encoding="utf-8"))
+            summary = run_plan(plan, folder, run, _text(options.file))
     except ClusterError as error:
         print(f"study: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -243,6 +249,10 @@ def _print_report(uri: str, out: str | None) -> None:
     report = write_report(reader, out)
     for line in summary_lines(reader, report):
         print(line)
+
+
+def _text(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8")
 
 
 def _count(n: int, noun: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ import ray
 from study.plan import Plan
 from study.spec import Resources
 from trainables.models import MODELS
+
+#: How long a cluster that the user named may take to answer.
+CONNECT_SECONDS = 10.0
 
 #: The most trials of small networks that share a GPU when the study leaves it to us.
 SHARE = 4
@@ -34,6 +38,8 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     Raises:
         ClusterError: no cluster at that address.
     """
+    if address not in (None, "auto"):
+        _check_reachable(str(address))
     # Ray's housekeeping must not talk over the study's own display.
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,
@@ -52,6 +58,16 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries a wrong address for minutes before it says anything."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "an address is HOST:PORT, ray://HOST:PORT or auto"
+        raise ClusterError(f"no Ray cluster at {address}: {reason}") from None
 
 
 def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:

@@ -134,6 +134,10 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
             rows = [row for seed in study.seeds if (row := ended.get((cell.id, seed)))]
             until = int(rows[0]["epoch"]) if rows else stops.get(trial_id(cell, missing))
             todo.append(PlannedTrial(cell, missing, until))
+    if study.scheduler.name == "asha":
+        # In the grid's order the first cells would be each other's only rivals and set the bar for all that follow;
+        # the ids are hashes, so this order has nothing to do with gamma or eta, and it is the same each time.
+        todo.sort(key=lambda trial: trial.id)
     return Plan(study, prints, cells, ended, todo, [as_decision(row) for row in decided])
 
 

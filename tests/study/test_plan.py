@@ -101,6 +101,19 @@ def test_a_recorded_stop_without_its_end_is_carried_out(folder):
     assert p.asha().report("new", 1, 0.05).n == 2, "the rung remembers"
 
 
+def test_asha_does_not_see_the_cells_in_the_grids_order(folder):
+    axis = {"gamma": [0.01 * i for i in range(1, 31)], "eta": [1.0]}
+    asha = plan(folder, scheduler="asha", grid=axis, arms={"fsam": {"optimiser": "fsam"}})
+    order = [t.cell.recipe.gamma for t in asha.todo]
+    assert order != sorted(order)
+    assert order == [
+        t.cell.recipe.gamma
+        for t in plan(folder, scheduler="asha", grid=axis, arms={"fsam": {"optimiser": "fsam"}}).todo
+    ]
+    fifo = plan(folder, grid=axis, arms={"fsam": {"optimiser": "fsam"}})
+    assert [t.cell.recipe.gamma for t in fifo.todo] == sorted(order)
+
+
 def test_one_recipe_in_two_arms_is_trained_once(folder):
     p = plan(folder, arms={"a": {"optimiser": "sam"}, "b": {"optimiser": "sam", "gamma": 0.05}}, grid={"gamma": [0.05]})
     assert len(p.cells) == 2
