@@ -50,7 +50,7 @@ _UNFINISHED = ("stopped", "running")
 
 
 class StudyReader(Protocol):
-    """What this package asks of `study.store.open_study(...)`."""
+    """What this package asks of `study.reader.open_study(...)`."""
 
     @property
     def spec(self) -> dict[str, Any]: ...

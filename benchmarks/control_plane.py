@@ -23,8 +23,9 @@ import torch
 from benchmarks.measure import Summary, interleaved
 from benchmarks.record import Result, usable_cpus
 from study.plan import make_plan
+from study.reader import open_study
 from study.spec import Study
-from study.store import StudyFolder, open_study
+from study.store import StudyFolder
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate
 

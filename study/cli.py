@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from study.reader import open_study
 from study.spec import Study, StudyError
-from study.store import StoreError, StudyFolder, open_study
+from study.store import StoreError, StudyFolder
 from trainables.data import DataError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _file_arguments(run)
     run.add_argument("--address", help="Ray cluster to run on; without it, one of this run's own on this machine")
     run.add_argument("--cpus", type=int, help="CPUs that a cluster of our own may use (default: all)")
+    run.add_argument(
+        "--download", action="store_true", help="let torchvision fetch missing data sets into the data root"
+    )
     run.add_argument("--no-report", action="store_true", help="do not write the report at the end")
     run.set_defaults(verb=_run)
 
@@ -173,6 +177,11 @@ def _run(options: argparse.Namespace) -> int:
     from study.provenance import new_run_id
 
     study, folder = _load(options)
+    if options.download:
+        from trainables.data import load
+
+        for dataset in dict.fromkeys(recipe.dataset for _, recipe in study.points):
+            load(dataset, study.data_root(), download=True)
     plan = make_plan(study, folder)
     _refuse_another_study(study, plan, folder)
     folder.check_writable()

@@ -13,18 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from study.settings import STRICT, Checkpoints, Resources, Scheduler
 from study.yaml_text import Path as KeyPath
 from study.yaml_text import YamlError, parse
-from trainables.recipe import Problem, Recipe, RecipeError, nearest
+from trainables.problems import Problem, RecipeError, nearest
+from trainables.recipe import Recipe
 
 #: Where data sets are looked for when neither the command line nor the study says.
 DATA_VARIABLE = "SHARPNESS_STUDY_DATA"
-
-_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class StudyError(ValueError):
@@ -35,73 +35,10 @@ class StudyError(ValueError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-class Scheduler(BaseModel):
-    """`fifo` runs every cell in full. `asha` stops cells early by their mean validation accuracy (Li et al. 2020)."""
-
-    model_config = _STRICT
-    name: Literal["fifo", "asha"] = "fifo"
-    grace_period: int | None = Field(None, ge=1, description="epochs before a cell can be stopped")
-    reduction_factor: int | None = Field(None, ge=2, description="about one cell in so many goes on at each rung")
-
-    @model_validator(mode="after")
-    def _resolve(self) -> Self:
-        defaults = {"grace_period": 1, "reduction_factor": 4}
-        for key, default in defaults.items():
-            if self.name == "asha" and getattr(self, key) is None:
-                self.__dict__[key] = default
-            elif self.name == "fifo" and getattr(self, key) is not None:
-                raise ValueError(f"{key} belongs to asha; fifo does not use it")
-        return self
-
-    def settings(self) -> tuple[int, int]:
-        """ASHA's grace period and reduction factor; they are resolved where it is asha."""
-        assert self.grace_period is not None
-        assert self.reduction_factor is not None
-        return self.grace_period, self.reduction_factor
-
-    def __str__(self) -> str:
-        if self.name == "fifo":
-            return "fifo"
-        return f"asha(grace_period={self.grace_period}, reduction_factor={self.reduction_factor})"
-
-
-class Resources(BaseModel):
-    """What one trial takes. Missing values are chosen from what the cluster has."""
-
-    model_config = _STRICT
-    cpu: int | None = Field(None, ge=1)
-    gpu: float | None = Field(None, ge=0)
-
-    @field_validator("gpu")
-    @classmethod
-    def _whole_or_share(cls, gpu: float | None) -> float | None:
-        if gpu is not None and gpu > 1 and gpu != int(gpu):
-            raise ValueError("more than one GPU has to be a whole number")
-        return gpu
-
-
-class Checkpoints(BaseModel):
-    """How often a trial's state is written, how many are kept, and whether a finished trial keeps its last."""
-
-    model_config = _STRICT
-    every: int | None = Field(None, ge=1, description="epochs; missing: by time")
-    seconds: float | None = Field(None, ge=0, description="of training between two; 60 if `every` is missing")
-    keep: int = Field(2, ge=1)
-    final: bool = True
-
-    @model_validator(mode="after")
-    def _resolve(self) -> Self:
-        if self.every is not None and self.seconds is not None:
-            raise ValueError("give either every or seconds")
-        if self.every is None and self.seconds is None:
-            self.__dict__["seconds"] = 60.0
-        return self
-
-
 class Study(BaseModel):
     """A checked study. Build it with `Study.load` or `Study.of`."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: str
     question: str = Field(min_length=1)

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
     from pyarrow import fs
 
 #: Raised when the layout changes in a way that an older reader would misread.
@@ -257,126 +256,6 @@ class StudyFolder:
 
     def _checkpoint_names(self, trial: str) -> list[str]:
         return [n for n in self.names("trials", trial, "checkpoints") if n.endswith(".pt")]
-
-
-class StudyReader:
-    """A study folder as pandas frames; also while it is being written.
-
-    Raises:
-        StoreError: there is no study in the folder, or it is damaged or of another version.
-    """
-
-    def __init__(self, folder: StudyFolder) -> None:
-        spec = folder.spec()
-        if spec is None:
-            raise StoreError(f"{folder.uri} holds no study (no study.json)")
-        self.folder, self.spec = folder, spec
-
-    def runs(self) -> list[dict[str, Any]]:
-        """Provenance of each run, oldest first."""
-        return self.folder.runs()
-
-    def replicates(self) -> pd.DataFrame:
-        """One row per planned replicate: `cell`, `trial`, `arm`, `seed`, `status`, `epoch`, `reason`, the recipe's
-        columns (missing where the cell does not use a field) and the results.
-
-        `status` is complete, stopped, diverged, failed, running (a trial has epochs and no end, in whatever state its
-        process is) or missing. Losses in nats, accuracies in [0, 1]; the test columns are missing unless complete.
-        """
-        import pandas as pd
-
-        plan = self._plan()
-        ended = self.folder.outcomes()
-        outcomes = pd.DataFrame(ended, columns=None if ended else ["cell", "seed", "trial", "status", "epoch"])
-        # A failed replicate that was trained again by another trial counts once, by its better end.
-        outcomes["_rank"] = outcomes["status"].map({s: i for i, s in enumerate((*ENDED, "failed"))})
-        outcomes = outcomes.sort_values("_rank").drop_duplicates(["cell", "seed"]).drop(columns="_rank")
-        own = [c for c in outcomes.columns if c not in plan.columns or c in ("cell", "seed")]
-        frame = plan.merge(outcomes[own], on=["cell", "seed"], how="left")
-        for column in ("trial", "reason", *RESULT_COLUMNS):
-            if column not in frame:
-                frame[column] = None
-        running = self._progress({row["trial"] for row in ended})
-        frame["status"] = frame["status"].fillna("missing")
-        for i in frame.index[frame["status"] == "missing"]:
-            at = running.get((str(frame.at[i, "cell"]), int(frame.at[i, "seed"])))  # type: ignore[arg-type]
-            if at is not None:
-                frame.at[i, "status"], frame.at[i, "epoch"], frame.at[i, "trial"] = "running", *at
-        numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "run")]
-        frame[numeric] = frame[numeric].apply(pd.to_numeric)
-        frame["epoch"] = pd.to_numeric(frame["epoch"])
-        return frame
-
-    def history(self) -> pd.DataFrame:
-        """One row per trial, seed and epoch of the planned cells."""
-        import pandas as pd
-
-        rows = self.folder.trial_rows("history.parquet", self._trials())
-        if not rows:
-            return pd.DataFrame(columns=["cell", "trial", "arm", "seed", "epoch"])
-        frame = pd.DataFrame(rows).merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
-        first = ["cell", "trial", "arm", "seed", "epoch"]
-        return frame[[*first, *(c for c in frame.columns if c not in first)]]
-
-    def decisions(self) -> pd.DataFrame:
-        """The scheduler's decisions: trial, cell, rung, epoch, value, cutoff, rank, n, stop, run, sequence."""
-        import pandas as pd
-
-        columns = [
-            "trial",
-            "cell",
-            "rung",
-            "epoch",
-            "value",
-            "cutoff",
-            "rank",
-            "n",
-            "stop",
-            "run",
-            "sequence",
-        ]
-        return pd.DataFrame(self.folder.decisions_rows(), columns=columns)
-
-    def _plan(self) -> pd.DataFrame:
-        import pandas as pd
-
-        data = self.folder.read("plan.parquet")
-        if data is None:
-            raise StoreError(f"{self.folder.path('plan.parquet')} is missing")
-        try:
-            return pd.read_parquet(io.BytesIO(data))
-        except Exception as error:
-            raise StoreError(f"{self.folder.path('plan.parquet')} is damaged ({error})") from None
-
-    def _trials(self) -> list[str]:
-        return self.folder.names("trials")
-
-    def _progress(self, ended: set[str]) -> dict[tuple[str, int], tuple[int, str]]:
-        """(cell, seed) -> (epoch, trial) of the trials that have epochs and no end."""
-        rows = self.folder.trial_rows("history.parquet", [t for t in self._trials() if t not in ended])
-        found: dict[tuple[str, int], tuple[int, str]] = {}
-        for row in rows:
-            key = (row["cell"], row["seed"])
-            if key not in found or row["epoch"] > found[key][0]:
-                found[key] = (row["epoch"], row["trial"])
-        return found
-
-
-#: What training adds to a replicate's recipe columns.
-RESULT_COLUMNS = (
-    "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
-    "images_seen", "gradient_evaluations", "train_seconds", "eps_norm", "cosine_to_sam", "eta_vanished",
-    "skipped_steps", "label_hash", "device", "run",
-)  # fmt: skip
-
-
-def open_study(uri: str) -> StudyReader:
-    """Open a study's folder for reading.
-
-    Raises:
-        StoreError: there is no study, or it is damaged or of another version.
-    """
-    return StudyReader(StudyFolder(uri))
 
 
 def _json(content: Any) -> bytes:

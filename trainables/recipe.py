@@ -11,11 +11,10 @@ that a study of ten thousand cells is checked in a second.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainables.data import DATASETS
 from trainables.models import MODELS
+from trainables.problems import Problem, RecipeError, explain, nearest
 
 #: Raised whenever the same recipe would train to other numbers than before: results made under another number
 #: have other ids, so they are never mixed with new ones.
@@ -34,32 +34,6 @@ EXECUTION = frozenset({"device"})
 _AUGMENTATIONS = ("crop", "flip", "cutout")
 
 PROBING = ("sam", "asam", "fsam")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with one key, in a sentence that says what to do; `unused`: nothing would read the key."""
-
-    key: str
-    message: str
-    unused: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}" if self.key else self.message
-
-
-class RecipeError(ValueError):
-    """Every problem of a recipe at once, in `problems`."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
-        super().__init__("; ".join(map(str, self.problems)))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known word nearest to `word`, or an empty string."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Recipe(BaseModel):
@@ -168,13 +142,13 @@ class Recipe(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
-            problems, bad = _explain(error)
+            problems, bad = explain(error, cls.model_fields)
             # Judge the rest of the keys too, unless the choice on which their use depends is itself wrong.
             if bad and not bad & _CHOICES:
                 try:
                     cls(**{k: v for k, v in settings.items() if k not in bad})
                 except ValidationError as rest:
-                    problems += _explain(rest)[0]
+                    problems += explain(rest, cls.model_fields)[0]
             raise RecipeError(problems) from None
 
     def settings(self) -> dict[str, Any]:
@@ -359,48 +333,3 @@ def _known(noun: str, name: str, table: Mapping[str, Any]) -> str:
     if name not in table:
         raise ValueError(f"unknown {noun} {name!r}{nearest(name, table)} (known: {', '.join(sorted(table))})")
     return name
-
-
-def _explain(error: ValidationError) -> tuple[list[Problem], set[str]]:
-    """pydantic's errors as problems in this project's words, and the keys that have to be left out to go on."""
-    problems: list[Problem] = []
-    bad: set[str] = set()
-    for item in error.errors():
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, RecipeError):
-            problems += cause.problems
-            continue
-        key = str(item["loc"][0])
-        bad.add(key)
-        problems.append(Problem(key, _sentence(key, item)))
-    return problems, bad
-
-
-def _sentence(key: str, item: Any) -> str:
-    given, kind, ctx = item["input"], item["type"], item.get("ctx", {})
-    shown = repr(given) if isinstance(given, str) else json.dumps(given, default=str)
-    match kind:
-        case "extra_forbidden":
-            return f"unknown{nearest(key, Recipe.model_fields)}"
-        case "literal_error":
-            names = ctx["expected"].replace("'", "")
-            return f"{shown} is not one of {names}{nearest(str(given), names.replace(' or ', ', ').split(', '))}"
-        case "float_type" | "int_type" | "bool_type" | "string_type":
-            wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
-            return f"{shown} is not {wanted[kind.split('_')[0]]}"
-        case "greater_than":
-            return f"{shown} is not above {ctx['gt']:g}"
-        case "greater_than_equal":
-            return f"{shown} is below {ctx['ge']:g}"
-        case "less_than":
-            return f"{shown} is not below {ctx['lt']:g}"
-        case "less_than_equal":
-            return f"{shown} is above {ctx['le']:g}"
-        case "string_pattern_mismatch":
-            return f"{shown} is not auto, cpu, cuda or cuda:N"
-        case "tuple_type":
-            return f"{shown} is not a list"
-        case "value_error":
-            return str(ctx["error"])
-        case _:
-            return f"{shown}: {item['msg']}"

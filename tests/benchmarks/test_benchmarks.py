@@ -23,14 +23,6 @@ SMALLEST = steps.Plan(
 SUMMARY = {"unit", "n", "median", "min", "max"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _digits_network():
     torch.manual_seed(0)
     return build("digits_cnn", classes=10, channels=1, side=8).double()

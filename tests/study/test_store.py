@@ -6,7 +6,8 @@ import pickle
 import pandas as pd
 import pytest
 
-from study.store import SCHEMA, StoreError, StudyFolder, open_study
+from study.reader import open_study
+from study.store import SCHEMA, StoreError, StudyFolder
 
 PLAN = [
     {"cell": "c1", "arm": "fsam", "seed": 0, "gamma": 0.1, "eta": 1.0, "epochs": 3},

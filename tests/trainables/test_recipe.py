@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainables.recipe import EXECUTION, Recipe, RecipeError
+from trainables.problems import RecipeError
+from trainables.recipe import EXECUTION, Recipe
 
 PRINT = "0" * 16
 

@@ -35,14 +35,6 @@ EVERY_WAY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def rows(replicate, epochs):
     found = []
     while replicate.epoch < epochs:

@@ -40,14 +40,6 @@ MULTIPLY_ADDS = {
 SMALL = sorted(name for name, facts in MODELS.items() if facts.light)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def on_meta(name, **settings):
     with torch.device("meta"):  # shapes without memory: WRN-28-10 costs nothing
         return build(name, classes=10, channels=3, side=32, **settings)
