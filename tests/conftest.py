@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The tensors of tests are tiny: more threads only wait for each other, and the last bits depend on their number."""
+    """The tensors of tests are tiny: more threads only wait, and the last bits depend on their number."""
     import torch
 
     before = torch.get_num_threads()

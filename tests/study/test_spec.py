@@ -99,7 +99,7 @@ def test_seeds_may_be_a_count(load):
         ("name: small", "name: ../small", 1, ["name", "letters, digits"]),
         ("epochs: 4", "epochs: 4, epochs: 5", 3, ["epochs is given twice"]),
         ("epochs: 4", "momentum: 0, nesterov: true", 3, ["nesterov", "momentum above 0"]),
-        ("batch_size: 64", "batch_size: 1149", 3, ["batch_size", "one image"]),
+        ("model: digits_cnn", "model: resnet18, train_size: 65", 3, ["batch_size", "one image"]),
         ("batch_size: 64", "batch_size: 64, validation_size: 5000", 3, ["validation_size", "no training images"]),
         ("batch_size: 64", "batch_size: 64, cutout_size: 4", 3, ["cutout_size", "no arm uses it"]),
         ("batch_size: 64", "batch_size: 64, gamma: 0.3", 9, ["grid.gamma", "in one place"]),
