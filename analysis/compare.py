@@ -145,7 +145,9 @@ def shared_conditions(table: pd.DataFrame, a: str, b: str, by: str = "optimiser"
     both = table[table[by].isin([a, b])]
     on = [f for f in varied(both) if f not in _METHOD]
     uses_gamma = "gamma" in both and both.groupby(by)["gamma"].count().reindex([a, b], fill_value=0).all()
-    on = [f for f in on if both[f].notna().all()]
+    # A setting that only one of the two has is a part of the method; a missing value of one that both have (all
+    # training images, no noise) is a condition like any other.
+    on = [f for f in on if both.groupby(by)[f].count().reindex([a, b], fill_value=0).all()]
     return (["gamma"] if uses_gamma else []) + on
 
 
@@ -153,7 +155,7 @@ def paired_at_matched_gamma(
     replicates: pd.DataFrame, table: pd.DataFrame, a: str = "fsam", b: str = "sam"
 ) -> pd.DataFrame:
     """`difference` between two optimisers under equal conditions, one row a condition: of the cells of `a` that share
-    it (FSAM's etas), the one that validation accuracy would choose.
+    it (FSAM's etas), the one that validation accuracy would choose; likewise of `b`'s.
 
     Choosing among several etas favours `a` a little on validation and not on the test set, where the difference is
     measured. Empty where the study has not both optimisers.
@@ -168,10 +170,11 @@ def paired_at_matched_gamma(
     if rows.empty:
         return rows
     chosen = []
-    for _, group in rows.groupby(on or (lambda _: 0), sort=True):
-        winner = best_cell(table[table["cell"].isin(group["cell_a"])])
-        if winner is not None:
-            chosen.append(group[group["cell_a"] == winner["cell"]])
+    for _, group in rows.groupby(on or (lambda _: 0), sort=True, dropna=False):
+        first = best_cell(table[table["cell"].isin(group["cell_a"])])
+        second = best_cell(table[table["cell"].isin(group["cell_b"])])
+        if first is not None and second is not None:
+            chosen.append(group[(group["cell_a"] == first["cell"]) & (group["cell_b"] == second["cell"])])
     out = pd.concat(chosen, ignore_index=True) if chosen else rows.iloc[:0]
     out["p_holm"] = holm(np.asarray(out["p"], dtype=float))
     return out

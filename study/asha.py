@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided for one trial at one rung, and on what grounds.
+    """What was decided for one cell at one rung, and on what grounds.
 
     `cutoff` is the quantile of the values that the rung had before this one (None for the first); `rank` is 1 for the
     best of the `n` values that the rung has with this one.
     """
 
-    trial: str
+    cell: str
     rung: int
     epoch: int
     value: float
@@ -59,22 +59,29 @@ class Asha:
         self._values = {rung: [] for rung in self.rungs}
         self._members = {rung: set() for rung in self.rungs}
 
-    def report(self, trial: str, epoch: int, value: float) -> Decision | None:
-        """Take a report; returns the decision if the report is the trial's first at or past a rung, else None.
+    def report(self, cell: str, epoch: int, value: float) -> Decision | None:
+        """`decide`, and `record` what was decided."""
+        decision = self.decide(cell, epoch, value)
+        if decision is not None:
+            self.record(decision)
+        return decision
 
-        A trial that first reports past a rung is recorded at the highest rung it has passed, as in Ray.
+    def decide(self, cell: str, epoch: int, value: float) -> Decision | None:
+        """The decision, if this report is the cell's first at or past a rung; None elsewhere. Changes nothing.
+
+        A cell that first reports past a rung is decided at the highest rung it has passed, as in Ray.
         """
         if epoch >= self.max_t:
             return None
         for rung in reversed(self.rungs):
-            if epoch < rung or trial in self._members[rung]:
+            if epoch < rung or cell in self._members[rung]:
                 continue
             values = self._values[rung]
             cutoff = _quantile(values, 1 - 1 / self.reduction_factor)
             finite = math.isfinite(value)
             better = sum(v > value for v in values) if finite else len(values)
-            decision = Decision(
-                trial=trial,
+            return Decision(
+                cell=cell,
                 rung=rung,
                 epoch=epoch,
                 value=value,
@@ -83,18 +90,17 @@ class Asha:
                 n=len(values) + 1,
                 stop=not finite or (cutoff is not None and value < cutoff),
             )
-            self._record(decision)
-            return decision
         return None
 
     def rebuild(self, decisions: Iterable[Decision]) -> None:
         """Take recorded decisions back, so that the next report is decided as if nothing had been interrupted."""
         for decision in decisions:
-            if decision.rung in self._members and decision.trial not in self._members[decision.rung]:
-                self._record(decision)
+            if decision.rung in self._members and decision.cell not in self._members[decision.rung]:
+                self.record(decision)
 
-    def _record(self, decision: Decision) -> None:
-        self._members[decision.rung].add(decision.trial)
+    def record(self, decision: Decision) -> None:
+        """Give the decision's value its place in the rung."""
+        self._members[decision.rung].add(decision.cell)
         # A value that is not a number has no place in a quantile.
         if math.isfinite(decision.value):
             insort(self._values[decision.rung], decision.value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from study.reader import open_study
 from study.spec import Study, StudyError
-from study.store import StoreError, StudyFolder
+from study.store import StoreError, StudyFolder, child
 from trainables.data import DataError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _load(options: argparse.Namespace) -> tuple[Study, StudyFolder]:
             # As JSON: a path that looks like another YAML value stays text.
             overrides.append(f"{key}={json.dumps(getattr(options, key))}")
     study = Study.load(options.file, overrides)
-    return study, StudyFolder(f"{study.storage.rstrip('/')}/{study.name}")
+    return study, StudyFolder(child(study.storage, study.name))
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -118,6 +118,7 @@ def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
         "replicates_done": plan.done,
         "rungs": plan.rungs(),
         "work": plan.work(),
+        "done": [{"cell": cell, "seed": seed, "status": row["status"]} for (cell, seed), row in plan.ended.items()],
         "trials": [
             {"trial": t.id, "cell": t.cell.id, "arm": t.cell.arm, "seeds": list(t.seeds), "epochs": t.epochs}
             for t in plan.todo
@@ -176,6 +177,8 @@ def _run(options: argparse.Namespace) -> int:
     from study.plan import make_plan
     from study.provenance import new_run_id
 
+    if options.address is not None and options.cpus is not None:
+        raise StudyError(["--cpus is for a cluster of our own; with --address the cluster decides"])
     study, folder = _load(options)
     if options.download:
         from trainables.data import load
@@ -191,8 +194,6 @@ def _run(options: argparse.Namespace) -> int:
         # The folder shows the study that was asked for last, also when other runs have trained it all.
         folder.save_study(study.model_dump(mode="json"), _text(options.file), plan.rows())
     if plan.todo:
-        # Whoever stops this process politely gets the same clean end as at the keyboard.
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         code = _train(plan, folder, new_run_id(), options)
     if code != INTERRUPTED and not options.no_report:
         _print_report(folder.uri, None)
@@ -205,6 +206,8 @@ def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespac
 
     try:
         with connected(options.address, options.cpus):
+            # Whoever stops this process politely gets the clean end of the keyboard's; Ray has just set its own.
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
             summary = run_plan(plan, folder, run, _text(options.file))
     except ClusterError as error:
         print(f"study: {error}", file=sys.stderr)

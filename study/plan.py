@@ -100,9 +100,22 @@ class Plan:
         return rows
 
 
+#: What planning needs of a replicate's end.
+_WANTED = (
+    "cell",
+    "seed",
+    "status",
+    "epoch",
+    "scheduler",
+    "validation_accuracy",
+    "train_seconds",
+    "gradient_evaluations",
+)
+
+
 def trial_id(cell: Cell, seeds: Iterable[int]) -> str:
     """12 hexadecimal digits for a cell's run with these seeds."""
-    return digest("trial", cell.id, list(seeds))
+    return digest("trial", cell.id, sorted(seeds))
 
 
 def make_plan(study: Study, folder: StudyFolder) -> Plan:
@@ -120,30 +133,28 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
             prints[recipe.dataset] = fingerprint(recipe.dataset, root)
         cells.append(Cell(recipe.identity(prints[recipe.dataset]), arm, recipe))
     ids = {cell.id for cell in cells}
-    ended = {(row["cell"], row["seed"]): row for row in folder.outcomes() if row["cell"] in ids and _stands(row, study)}
-    decided = [
-        row for row in folder.decisions_rows() if row["cell"] in ids and row["scheduler"] == str(study.scheduler)
-    ]
-    stops = {row["trial"]: row["epoch"] for row in decided if row["stop"]}
+    scheduler = str(study.scheduler)
+    ended = {
+        (row["cell"], row["seed"]): row
+        for row in folder.ends(scheduler, _WANTED).to_pylist()
+        if row["cell"] in ids and row["status"] in ENDED
+    }
+    decided = []
+    if study.scheduler.name == "asha":
+        decided = [r for r in folder.decisions_rows() if r["cell"] in ids and r["scheduler"] == scheduler]
+    stops = {row["cell"]: row["epoch"] for row in decided if row["stop"]}
     todo: list[PlannedTrial] = []
-    planned: set[str] = set()  # two arms may hold one recipe: it is trained once
     for cell in cells:
-        missing = tuple(seed for seed in study.seeds if (cell.id, seed) not in ended)
-        if missing and cell.id not in planned:
-            planned.add(cell.id)
-            rows = [row for seed in study.seeds if (row := ended.get((cell.id, seed)))]
-            until = int(rows[0]["epoch"]) if rows else stops.get(trial_id(cell, missing))
+        missing = tuple(sorted(seed for seed in study.seeds if (cell.id, seed) not in ended))
+        if missing:
+            ends = [int(row["epoch"]) for seed in study.seeds if (row := ended.get((cell.id, seed)))]
+            until = max(ends) if ends else stops.get(cell.id)
             todo.append(PlannedTrial(cell, missing, until))
     if study.scheduler.name == "asha":
         # In the grid's order the first cells would be each other's only rivals and set the bar for all that follow;
         # the ids are hashes, so this order has nothing to do with gamma or eta, and it is the same each time.
         todo.sort(key=lambda trial: trial.id)
     return Plan(study, prints, cells, ended, todo, [as_decision(row) for row in decided])
-
-
-def _stands(row: Mapping[str, Any], study: Study) -> bool:
-    """Whether an ended replicate counts: a stop that another scheduler decided is no end under this one."""
-    return row["status"] in ENDED and (row["status"] != "stopped" or row["scheduler"] == str(study.scheduler))
 
 
 def as_decision(row: Mapping[str, Any]) -> Decision:

@@ -134,13 +134,13 @@ def _arm_grid(arm: str, entries: list[CellState]) -> RenderableType:
     if len(rows) > TALLEST or len(columns) > WIDEST:
         return _counts(arm, entries)
     cells = {tuple(getattr(e.cell.recipe, a) for a in axes): e for e in entries}
-    table = Table(title=f"{arm}: mean validation accuracy, %", title_justify="left", pad_edge=False)
+    table = Table(title=Text(f"{arm}: mean validation accuracy, %"), title_justify="left", pad_edge=False)
     table.add_column(axes[0] if len(axes) == 2 else "")
     for value in columns:
-        table.add_column(f"{axes[-1]} {_short(value)}" if axes else "", justify="right")
+        table.add_column(Text(f"{axes[-1]} {_short(value)}" if axes else ""), justify="right")
     for row in rows:
-        keys = [tuple(v for v in (row, c) if v is not None) for c in columns]
-        table.add_row(_short(row), *(_cell(cells.get(key)) for key in keys))
+        keys = [(row, c)[2 - len(axes) :] for c in columns]
+        table.add_row(Text(_short(row) if len(axes) == 2 else ""), *(_cell(cells.get(key)) for key in keys))
     return table
 
 
@@ -181,7 +181,7 @@ def _values(entries: list[CellState], axis: str) -> list[Any]:
 
 def _short(value: Any) -> str:
     if value is None:
-        return ""
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from study.store import ENDED, StoreError, StudyFolder
+from study.settings import Scheduler
+from study.store import StoreError, StudyFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ class StudyReader:
         if spec is None:
             raise StoreError(f"{folder.uri} holds no study (no study.json)")
         self.folder, self.spec = folder, spec
+        self.scheduler = Scheduler(**spec["scheduler"])
 
     def runs(self) -> list[dict[str, Any]]:
         """Provenance of each run, oldest first."""
@@ -38,17 +40,16 @@ class StudyReader:
         import pandas as pd
 
         plan = self._plan()
-        ended = self.folder.outcomes()
-        outcomes = pd.DataFrame(ended, columns=None if ended else ["cell", "seed", "trial", "status", "epoch"])
-        # A failed replicate that was trained again by another trial counts once, by its better end.
-        outcomes["_rank"] = outcomes["status"].map({s: i for i, s in enumerate((*ENDED, "failed"))})
-        outcomes = outcomes.sort_values("_rank").drop_duplicates(["cell", "seed"]).drop(columns="_rank")
+        ended = self.folder.ends(str(self.scheduler))
+        outcomes = (
+            ended.to_pandas() if len(ended) else pd.DataFrame(columns=["cell", "seed", "trial", "status", "epoch"])
+        )
         own = [c for c in outcomes.columns if c not in plan.columns or c in ("cell", "seed")]
         frame = plan.merge(outcomes[own], on=["cell", "seed"], how="left")
         for column in ("trial", "reason", *RESULT_COLUMNS):
             if column not in frame:
                 frame[column] = None
-        running = self._progress({row["trial"] for row in ended})
+        running = self._progress(set(outcomes["trial"]))
         frame["status"] = frame["status"].fillna("missing")
         for i in frame.index[frame["status"] == "missing"]:
             at = running.get((str(frame.at[i, "cell"]), int(frame.at[i, "seed"])))  # type: ignore[arg-type]
@@ -63,15 +64,19 @@ class StudyReader:
         """One row per trial, seed and epoch of the planned cells."""
         import pandas as pd
 
-        rows = self.folder.trial_rows("history.parquet", self._trials())
-        if not rows:
+        rows = self.folder.trial_table("history.parquet")
+        if not len(rows):
             return pd.DataFrame(columns=["cell", "trial", "arm", "seed", "epoch"])
-        frame = pd.DataFrame(rows).merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
+        frame = rows.to_pandas().merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
+        # Of a replicate that two trials have trained (other seeds beside it, the same numbers) one is enough.
+        frame = frame.drop_duplicates(["cell", "seed", "epoch"], ignore_index=True)
         first = ["cell", "trial", "arm", "seed", "epoch"]
         return frame[[*first, *(c for c in frame.columns if c not in first)]]
 
     def decisions(self) -> pd.DataFrame:
-        """The scheduler's decisions: trial, cell, rung, epoch, value, cutoff, rank, n, stop, run, sequence."""
+        """The decisions of the study's scheduler on its planned cells, in their order: trial, cell, rung, epoch, value,
+        cutoff, rank, n, stop, run, sequence.
+        """
         import pandas as pd
 
         columns = [
@@ -87,7 +92,9 @@ class StudyReader:
             "run",
             "sequence",
         ]
-        return pd.DataFrame(self.folder.decisions_rows(), columns=columns)
+        frame = pd.DataFrame(self.folder.decisions_rows(), columns=[*columns, "scheduler"])
+        planned = frame["cell"].isin(self._plan()["cell"]) & (frame["scheduler"] == str(self.scheduler))
+        return frame.loc[planned, columns].reset_index(drop=True)
 
     def _plan(self) -> pd.DataFrame:
         import pandas as pd
@@ -100,12 +107,10 @@ class StudyReader:
         except Exception as error:
             raise StoreError(f"{self.folder.path('plan.parquet')} is damaged ({error})") from None
 
-    def _trials(self) -> list[str]:
-        return self.folder.names("trials")
-
     def _progress(self, ended: set[str]) -> dict[tuple[str, int], tuple[int, str]]:
         """(cell, seed) -> (epoch, trial) of the trials that have epochs and no end."""
-        rows = self.folder.trial_rows("history.parquet", [t for t in self._trials() if t not in ended])
+        unfinished = [trial for trial in self.folder.names("trials") if trial not in ended]
+        rows = self.folder.trial_rows("history.parquet", unfinished, ["cell", "seed", "epoch"])
         found: dict[tuple[str, int], tuple[int, str]] = {}
         for row in rows:
             key = (row["cell"], row["seed"])

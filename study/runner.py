@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,8 @@ from study.plan import Plan, PlannedTrial
 from study.progress import Display, make_display
 from study.provenance import now, provenance
 from study.scheduling import make_scheduler
-from study.store import StudyFolder
+from study.store import StoreError, StudyFolder
+from study.trouble import Trouble
 from trainables.trial import Trial
 
 
@@ -68,10 +70,24 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
     }
     folder.save_run(run, record)
     board = Board.of(plan)
-    recorder = Recorder(plan, folder, run, board, display or make_display(board))
+    trouble = Trouble()
+    recorder = Recorder(plan, folder, run, board, display or make_display(board), trouble)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
-        _fit(plan, folder, run, resources, recorder, scratch)
+    broken: str | None = "ended by an error"
+    try:
+        with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
+            _fit(plan, folder, run, resources, recorder, scratch, trouble)
+        broken = None
+    except Exception as error:
+        if trouble.first is None:
+            raise
+        broken = str(trouble.first)
+        raise trouble.first from error
+    finally:
+        if broken:
+            # The store may be what is broken.
+            with suppress(StoreError):
+                folder.save_run(run, {**record, "ended": now(), "interrupted": True, "reason": broken})
     summary = Summary(
         run=run,
         seconds=time.monotonic() - began,
@@ -95,13 +111,20 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
 
 
 def _fit(
-    plan: Plan, folder: StudyFolder, run: str, resources: dict[str, float], recorder: Recorder, scratch: str
+    plan: Plan,
+    folder: StudyFolder,
+    run: str,
+    resources: dict[str, float],
+    recorder: Recorder,
+    scratch: str,
+    trouble: Trouble,
 ) -> None:
     study = plan.study
     trainable = tune.with_resources(
         tune.with_parameters(
             Trial,
             keeper=FolderKeeper(folder, study.checkpoints.keep),
+            jobs={trial.id: _job(trial, resources) for trial in plan.todo},
             data_root=_absolute(study.data_root()),
             threads=max(1, int(resources["cpu"])),
             checkpoint_every=study.checkpoints.every,
@@ -109,16 +132,17 @@ def _fit(
         ),
         resources,
     )
+    names = {trial.id: _name(trial) for trial in plan.todo}
     # Failures are recorded with their reason; Ray would print each one's whole traceback over the display.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tune.Tuner(
         trainable,
-        param_space={"job": tune.grid_search([_job(trial, resources) for trial in plan.todo])},
+        param_space={"trial": tune.grid_search([trial.id for trial in plan.todo])},
         tune_config=tune.TuneConfig(
-            scheduler=make_scheduler(plan, folder, run),
+            scheduler=make_scheduler(plan, folder, run, trouble),
             reuse_actors=True,
-            trial_name_creator=_name,
-            trial_dirname_creator=lambda trial: trial.config["job"]["trial"],
+            trial_name_creator=lambda trial: names[trial.config["trial"]],
+            trial_dirname_creator=lambda trial: trial.config["trial"],
         ),
         run_config=tune.RunConfig(
             name=study.name,
@@ -137,20 +161,18 @@ def _job(trial: PlannedTrial, resources: dict[str, float]) -> dict[str, Any]:
     # A trial that was given no GPU must not find one by itself.
     device = recipe.device if resources["gpu"] else "cpu"
     return {
-        "trial": trial.id,
         "cell": trial.cell.id,
-        "arm": trial.cell.arm,
         "recipe": {**recipe.settings(), "device": device},
         "seeds": list(trial.seeds),
         "until": trial.until,
     }
 
 
-def _name(trial: Any) -> str:
-    """A readable name for Ray's dashboard and logs, e.g. `fsam gamma=0.1 eta=1 5f3a...`."""
-    job = trial.config["job"]
-    knobs = [f"{key}={job['recipe'][key]:g}" for key in ("gamma", "eta") if key in job["recipe"]]
-    return "_".join([job["arm"], *knobs, job["trial"]])
+def _name(trial: PlannedTrial) -> str:
+    """A readable name for Ray's dashboard and logs, e.g. `fsam_gamma=0.1_eta=1_5f3a...`."""
+    settings = trial.cell.recipe.settings()
+    knobs = [f"{key}={settings[key]:g}" for key in ("gamma", "eta") if key in settings]
+    return "_".join([trial.cell.arm, *knobs, trial.id])
 
 
 def _absolute(root: str | None) -> str | None:
@@ -161,13 +183,16 @@ def _absolute(root: str | None) -> str | None:
 class Recorder(tune.Callback):
     """Writes how each trial ended into the study's folder, and moves the board on."""
 
-    def __init__(self, plan: Plan, folder: StudyFolder, run: str, board: Board, display: Display) -> None:
-        self.folder, self.run, self.board, self.display = folder, run, board, display
+    def __init__(
+        self, plan: Plan, folder: StudyFolder, run: str, board: Board, display: Display, trouble: Trouble
+    ) -> None:
+        self.folder, self.run, self.board, self.display, self.trouble = folder, run, board, display, trouble
         self.scheduler = str(plan.study.scheduler)
         self.ended: dict[str, int] = {}
         self.devices: set[str] = set()
         self.train_seconds = 0.0
         self.final = plan.study.checkpoints.final
+        self._trials = {trial.id: trial for trial in plan.todo}
         self._recorded: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,51 +200,59 @@ class Recorder(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.board.start(trial.config["job"]["cell"])
+        self.board.start(self._planned(trial).cell.id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record the trial's end if this is its last result: its own outcome, or the scheduler's stop (`done`)."""
-        job = trial.config["job"]
+        planned = self._planned(trial)
         self.devices.add(result["device"])
-        self.board.report(job["trial"], job["cell"], result["epoch"], result["validation_accuracy"])
+        self.board.report(planned.id, planned.cell.id, result["epoch"], result["validation_accuracy"])
         outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
         if outcome:
             self.train_seconds += sum(row["train_seconds"] for row in result["replicates"])
-            self._end(job, [self._row(job, row, outcome, result["device"]) for row in result["replicates"]])
+            rows = [self._row(planned, row, outcome) for row in result["replicates"]]
+            self._end(planned, [{**row, "device": result["device"]} for row in rows])
         self.display.update()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed for the last time."""
-        job = trial.config["job"]
-        base = {"status": "failed", "epoch": None, "reason": _reason(trial)}
-        self._end(job, [{**self._common(job), "seed": seed, **base} for seed in job["seeds"]])
+        planned = self._planned(trial)
+        failed = {**self._common(planned), "status": "failed", "epoch": None, "reason": _reason(trial)}
+        self._end(planned, [{**failed, "seed": seed} for seed in planned.seeds])
         self.display.update()
 
-    def _row(self, job: dict[str, Any], row: dict[str, Any], outcome: str, device: str) -> dict[str, Any]:
-        status, reason = outcome, None
+    def _planned(self, trial: Any) -> PlannedTrial:
+        return self._trials[trial.config["trial"]]
+
+    def _row(self, trial: PlannedTrial, row: dict[str, Any], outcome: str) -> dict[str, Any]:
+        """A replicate's end. Its `scheduler` is the one whose rule stopped it, and None where nothing did."""
+        status, reason, scheduler, epoch = outcome, None, None, row["epoch"]
         if outcome == "diverged":
             # The cell has diverged; of its replicates only some have, and the rest was stopped with them.
             status = "diverged" if row["diverged"] else "stopped"
-            reason = f"diverged at epoch {row['epoch']}" if row["diverged"] else "another seed of the cell diverged"
+            reason = f"diverged at epoch {epoch}" if row["diverged"] else f"another seed diverged at epoch {epoch}"
+        elif outcome == "stopped" and self.scheduler != "fifo":
+            reason, scheduler = f"stopped by {self.scheduler} at epoch {epoch}", self.scheduler
         elif outcome == "stopped":
-            reason = f"stopped by {self.scheduler} at epoch {row['epoch']}"
+            reason = f"its cell had ended at epoch {epoch}"
         values = {key: value for key, value in row.items() if key != "diverged"}
-        return {**self._common(job), **values, "status": status, "reason": reason, "device": device}
+        return {**self._common(trial), **values, "status": status, "reason": reason, "scheduler": scheduler}
 
-    def _common(self, job: dict[str, Any]) -> dict[str, Any]:
-        return {"cell": job["cell"], "run": self.run, "scheduler": self.scheduler}
+    def _common(self, trial: PlannedTrial) -> dict[str, Any]:
+        return {"cell": trial.cell.id, "run": self.run, "scheduler": None}
 
-    def _end(self, job: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        if job["trial"] in self._recorded:
+    def _end(self, trial: PlannedTrial, rows: list[dict[str, Any]]) -> None:
+        if trial.id in self._recorded:
             return
-        self.folder.save_outcome(job["trial"], rows)
-        state = worst([row["status"] for row in rows])
-        if state == "complete" and not self.final:
-            self.folder.delete_checkpoints(job["trial"])
-        self._recorded.add(job["trial"])
-        self.board.end(job["trial"], job["cell"], state)
+        with self.trouble.noted():
+            self.folder.save_outcome(trial.id, rows)
+            state = worst([row["status"] for row in rows])
+            if state == "complete" and not self.final:
+                self.folder.delete_checkpoints(trial.id)
+        self._recorded.add(trial.id)
+        self.board.end(trial.id, trial.cell.id, state)
         self.ended[state] = self.ended.get(state, 0) + 1
 
 

@@ -10,6 +10,7 @@ from study.asha import Asha
 from study.plan import Plan
 from study.provenance import now
 from study.store import StudyFolder
+from study.trouble import Trouble
 
 #: What the schedulers compare: the cell's mean over its seeds, from the validation split (never the test set).
 METRIC = "validation_accuracy"
@@ -23,11 +24,12 @@ class LedgerAsha(FIFOScheduler):
         plan: the trials of this run; those with an `until` follow a decision that is already recorded.
         folder: the study's folder.
         run: this run's id.
+        trouble: takes note of a folder that cannot be written.
     """
 
-    def __init__(self, asha: Asha, plan: Plan, folder: StudyFolder, run: str) -> None:
+    def __init__(self, asha: Asha, plan: Plan, folder: StudyFolder, run: str, trouble: Trouble) -> None:
         super().__init__()
-        self._asha, self._folder, self._run = asha, folder, run
+        self._asha, self._folder, self._run, self._trouble = asha, folder, run, trouble
         self._scheduler, self._started = str(plan.study.scheduler), now()
         self._open = {trial.id: trial.cell.id for trial in plan.todo if trial.until is None}
         self._sequence = 0
@@ -38,27 +40,28 @@ class LedgerAsha(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Continue or stop, by the cell's mean validation accuracy at the rungs."""
-        name: str = trial.config["job"]["trial"]
-        if name not in self._open:
-            return TrialScheduler.CONTINUE
-        decision = self._asha.report(name, result["epoch"], result[METRIC])
+        name: str = trial.config["trial"]
+        cell = self._open.get(name)
+        decision = self._asha.decide(cell, result["epoch"], result[METRIC]) if cell else None
         if decision is None:
             return TrialScheduler.CONTINUE
         self._sequence += 1
         row = {
-            **{key: value for key, value in vars(decision).items() if key != "trial"},
-            "cell": self._open[name],
+            **vars(decision),
             "scheduler": self._scheduler,
             "run": self._run,
             "started": self._started,
             "sequence": self._sequence,
         }
         self._rows.setdefault(name, []).append(row)
-        self._folder.save_decisions(name, self._rows[name])
+        with self._trouble.noted():
+            self._folder.save_decisions(name, self._rows[name])
+        # Only what is recorded has happened: a rebuilt ASHA stands where this one does.
+        self._asha.record(decision)
         return TrialScheduler.STOP if decision.stop else TrialScheduler.CONTINUE
 
 
-def make_scheduler(plan: Plan, folder: StudyFolder, run: str) -> FIFOScheduler:
+def make_scheduler(plan: Plan, folder: StudyFolder, run: str, trouble: Trouble) -> FIFOScheduler:
     """The scheduler that the study names, ready to go on from what its folder has."""
     asha = plan.asha()
-    return LedgerAsha(asha, plan, folder, run) if asha else FIFOScheduler()
+    return LedgerAsha(asha, plan, folder, run, trouble) if asha else FIFOScheduler()

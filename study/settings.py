@@ -44,7 +44,7 @@ class Resources(BaseModel):
 
     model_config = STRICT
     cpu: int | None = Field(None, ge=1)
-    gpu: float | None = Field(None, ge=0)
+    gpu: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @field_validator("gpu")
     @classmethod

@@ -23,6 +23,12 @@ from study.yaml_text import YamlError, parse
 from trainables.problems import Problem, RecipeError, nearest
 from trainables.recipe import Recipe
 
+#: More would be a slip of the pen.
+MOST_SEEDS = 10_000
+
+#: In place of a line: the key came from --set.
+_SET = -1
+
 #: Where data sets are looked for when neither the command line nor the study says.
 DATA_VARIABLE = "SHARPNESS_STUDY_DATA"
 
@@ -77,13 +83,13 @@ class Study(BaseModel):
     @classmethod
     def _count_or_list(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
-                raise ValueError("at least one seed is needed")
+            if not 1 <= value <= MOST_SEEDS:
+                raise ValueError(f"at least one seed is needed, and at most {MOST_SEEDS:,}")
             return tuple(range(value))
         if isinstance(value, list):
             for seed in value:
-                if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-                    raise ValueError(f"{seed!r} is not a whole number from 0")
+                if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+                    raise ValueError(f"{seed!r} is not a whole number from 0 to 2^63 - 1")
             if len(set(value)) < len(value):
                 raise ValueError("a seed is named twice")
         return value
@@ -109,6 +115,7 @@ class Study(BaseModel):
             content, lines = parse(text)
             if not isinstance(content, dict):
                 raise YamlError("holds no mapping of keys to values (name, question, recipe, grid, ...)")
+            content = _unshared(content)
             for override in overrides:
                 _override(content, lines, override)
         except YamlError as error:
@@ -117,7 +124,7 @@ class Study(BaseModel):
             return cls.of(content)
         except _Located as error:
             raise StudyError(
-                [f"{file}{_at(path, lines)}: {_join(path, message)}" for path, message in error.found]
+                [f"{_at(file, path, lines)}: {_join(path, message)}" for path, message in error.found]
             ) from None
 
     @classmethod
@@ -135,7 +142,7 @@ class Study(BaseModel):
             found += _explain(error, cls, content)
         found += _check_recipes(content) if study is None else _check_recipes(study.model_dump())
         if study is not None and not found:
-            found += _check_schedule(study)
+            found += _check_arms(study) + _check_schedule(study)
         if study is None or found:
             # The order of the file, and no problem twice.
             raise _Located(list(dict.fromkeys(found)))
@@ -231,7 +238,7 @@ def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     grid = {k: v for k, v in grid.items() if isinstance(v, list) and v}
     arms = {k: _mapping(v) for k, v in arms.items()}
     for key in recipe.keys() & grid.keys():
-        found[("grid", key), "is given in recipe too; leave it in one place"] = None
+        found[("grid", key), _twice(key)] = None
     used: set[str] = set()
     for arm, own in _arms(recipe, arms).items():
         origin = _Origin(arm if arm in arms else None, own, recipe, grid)
@@ -255,11 +262,27 @@ def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     return list(found)
 
 
+def _twice(key: str) -> str:
+    return f"is given in recipe too; leave it in one place (an axis is replaced by --set {key}=[...])"
+
+
 def _nobody_uses(key: str, recipe: Mapping[str, Any], arms: Mapping[str, Any]) -> str:
     pinned = [name for name, own in arms.items() if key in own]
     if pinned:
         return f"every arm that uses it sets its own ({', '.join(pinned)})"
     return f"no arm uses it (arms: {', '.join(_arms(recipe, arms))})"
+
+
+def _check_arms(study: Study) -> list[tuple[KeyPath, str]]:
+    """Each cell belongs to one arm: counted in two, its seeds would count twice."""
+    seen: dict[str, str] = {}
+    for arm, recipe in study.points:
+        first = seen.setdefault(recipe.identity(""), arm)
+        if first != arm:
+            knobs = ", ".join(f"{k} {v:g}" for k in ("gamma", "eta") if (v := getattr(recipe, k)) is not None)
+            what = f" at {knobs}" if knobs else ""
+            return [(("arms", arm), f"is the same recipe as arm {first}{what}; leave it out or change one of them")]
+    return []
 
 
 def _check_schedule(study: Study) -> list[tuple[KeyPath, str]]:
@@ -323,19 +346,32 @@ def _override(content: dict[str, Any], lines: dict[KeyPath, int], override: str)
     place = content
     for part in path[:-1]:
         inner = place.setdefault(part, {})
+        if inner is None or isinstance(inner, str):
+            # An empty section, or the short form of one: `scheduler: asha`, `resources: auto`.
+            inner = place[part] = {"name": inner} if part == "scheduler" and inner else {}
         if not isinstance(inner, dict):
             raise YamlError(f"--set {override}: {part} holds no keys")
         place = inner
     place[path[-1]] = value
-    lines.pop(tuple(path), None)
+    for known in [known for known in lines if known[: len(path)] == tuple(path)]:
+        del lines[known]
+    lines[tuple(path)] = _SET
 
 
-def _at(path: KeyPath, lines: Mapping[KeyPath, int]) -> str:
-    """`:12` for the line of the deepest key of the path that the file has."""
+def _at(file: object, path: KeyPath, lines: Mapping[KeyPath, int]) -> str:
+    """`file:12` for the line of the deepest key of the path that the file has; `--set` where that gave it."""
     for n in range(len(path), 0, -1):
         if path[:n] in lines:
-            return f":{lines[path[:n]]}"
-    return ""
+            line = lines[path[:n]]
+            return "--set" if line == _SET else f"{file}:{line}"
+    return str(file)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are the same object, as a YAML alias makes them."""
+    if isinstance(value, dict):
+        return {k: _unshared(v) for k, v in value.items()}
+    return [_unshared(v) for v in value] if isinstance(value, list) else value
 
 
 def _join(path: KeyPath, message: str) -> str:

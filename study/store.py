@@ -20,8 +20,9 @@ import hashlib
 import io
 import json
 import posixpath
+import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow import fs
 
 #: Raised when the layout changes in a way that an older reader would misread.
@@ -36,12 +38,31 @@ SCHEMA = 1
 
 _MAGIC = b"sharpness-study checkpoint 1\n"
 
+_OWN = {"plan.parquet", "study.yaml", "study.json", "runs", "trials", "report", ".writable"}
+
 #: A replicate with one of these is not trained again by the same plan.
 ENDED = ("complete", "stopped", "diverged")
 
 
 class StoreError(Exception):
     """The folder cannot be used; the message is one line that says why."""
+
+
+def standing(row: Mapping[str, Any], scheduler: str) -> int | None:
+    """How good an end a row of replicates.parquet is: 0 for the best, None if it is no end under this scheduler.
+
+    A stop that another scheduler's rule decided is none. A stop without a scheduler followed from the cell's own end.
+    """
+    status = row["status"]
+    if status == "stopped" and row.get("scheduler") not in (None, scheduler):
+        return None
+    return (*ENDED, "failed").index(status)
+
+
+def child(storage: str, name: str) -> str:
+    """The address of `name` in a storage: a local path, or a URI whose query stays behind the path."""
+    base, mark, query = storage.partition("?") if "://" in storage else (storage, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{query}"
 
 
 class StudyFolder:
@@ -53,6 +74,11 @@ class StudyFolder:
 
     def __init__(self, uri: str) -> None:
         uri = uri.removeprefix("file://")
+        if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/*([^/]|$)", uri) and not re.match(r"^[^:]+://[^/]", uri):
+            raise StoreError(f"{uri}: not a path; a remote storage is scheme://bucket/prefix")
+        if "://" in uri and "@" in uri.partition("://")[2].partition("/")[0]:
+            # It would be printed, recorded and put into reports.
+            raise StoreError("storage: leave credentials out of the address; give them by environment or profile")
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
 
     def __getstate__(self) -> dict[str, str]:
@@ -178,8 +204,10 @@ class StudyFolder:
             raise StoreError(f"cannot write to {place}: {error.strerror or error}") from None
 
     def foreign(self) -> bool:
-        """Whether the folder holds something and no study."""
-        return self.read("study.json") is None and bool(self.names())
+        """Whether the folder holds somebody else's files and no study (one cut short while it was made is ours)."""
+        if self.read("study.json") is not None:
+            return False
+        return any(name not in _OWN and not name.endswith(".tmp") for name in self.names())
 
     # Runs
 
@@ -202,28 +230,56 @@ class StudyFolder:
     def save_decisions(self, trial: str, rows: list[dict[str, Any]]) -> None:
         self.write(_parquet(rows), "trials", trial, "decisions.parquet")
 
-    def trial_rows(self, file: str, trials: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """The rows of one kind of file over all trials (or those named), each with its `trial`."""
+    def trial_table(
+        self, file: str, trials: Iterable[str] | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """One kind of file over all trials (or those named) as one table, each row with its `trial`.
+
+        `columns` that a file does not have are left out of it.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         names = self.names("trials") if trials is None else list(trials)
 
-        def rows(trial: str) -> list[dict[str, Any]]:
+        def table(trial: str) -> pa.Table | None:
             data = self.read("trials", trial, file)
             if data is None:
-                return []
+                return None
             try:
-                return [{"trial": trial, **row} for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+                rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
             except (pa.ArrowInvalid, OSError) as error:
                 raise StoreError(f"{self.path('trials', trial, file)} is damaged ({error})") from None
+            return rows.append_column("trial", pa.array([trial] * len(rows), pa.string()))
 
         with ThreadPoolExecutor(8) as pool:
-            return [row for part in pool.map(rows, names) for row in part]
+            tables = [part for part in pool.map(table, names) if part is not None]
+        # A column may be all null in one file and numbers in another.
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
-    def outcomes(self) -> list[dict[str, Any]]:
-        """One row per ended replicate."""
-        return self.trial_rows("replicates.parquet")
+    def trial_rows(
+        self, file: str, trials: Iterable[str] | None = None, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """`trial_table` as plain rows."""
+        rows: list[dict[str, Any]] = self.trial_table(file, trials, columns).to_pylist()
+        return rows
+
+    def ends(self, scheduler: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The end of each replicate that has one, once: the best of several, as `standing` judges them."""
+        import pyarrow as pa
+
+        table = self.trial_table("replicates.parquet", columns=columns)
+        if not len(table):
+            return table
+        keys = table.select([c for c in ("cell", "seed", "trial", "status", "scheduler") if c in table.column_names])
+        best: dict[tuple[str, int], tuple[int, str, int]] = {}
+        for i, row in enumerate(keys.to_pylist()):
+            rank = standing(row, scheduler)
+            if rank is not None:
+                candidate = (rank, row["trial"], i)
+                key = (row["cell"], row["seed"])
+                best[key] = min(best.get(key, candidate), candidate)
+        return table.take(pa.array(sorted(i for _, _, i in best.values()), pa.int64()))
 
     def decisions_rows(self) -> list[dict[str, Any]]:
         """The scheduler's decisions in the order in which they were taken."""

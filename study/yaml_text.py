@@ -1,6 +1,6 @@
 """Read YAML text safely, keeping the line of every key.
 
-PyYAML's safe loader with three mends: `1e-4` is a number (YAML 1.2; YAML 1.1 reads it as text, and eta axes are written
+PyYAML's safe loader with three mends: scalars are read by YAML 1.2 (1.1 reads `1e-4` as text, and eta axes are written
 like that), a key given twice is an error instead of the last one winning, and every key's line is known, so that a
 message can point at it.
 """
@@ -24,22 +24,36 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise YamlError(f"line {line}: the key {key!r} is not text")
+                raise YamlError(f"line {line}: the key {key!r} is not text; put it in quotes")
             if key in seen:
                 raise YamlError(f"line {line}: {key} is given twice (first in line {seen[key]})")
             seen[key] = line
         return super().construct_mapping(node, deep)
 
 
-# The loader's own table is shared with its parents: copy before adding to it.
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+# YAML 1.2's core schema in place of 1.1's: on, yes and 010 are what they look like, 1:30 is text and 1e-4 a number.
+_CORE = {
+    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "tag:yaml.org,2002:merge": (r"<<", ["<"]),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def parse(text: str) -> tuple[Any, dict[Path, int]]:
@@ -60,6 +74,8 @@ def parse(text: str) -> tuple[Any, dict[Path, int]]:
         mark = error.problem_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise YamlError(f"{where}not valid YAML: {error.problem}") from None
+    except RecursionError:
+        raise YamlError("an alias contains itself") from None
     except yaml.YAMLError as error:
         raise YamlError(f"not valid YAML: {' '.join(str(error).split())}") from None
     finally:

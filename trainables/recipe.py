@@ -49,7 +49,7 @@ class Recipe(BaseModel):
     dataset: str = "digits"
     train_size: int | None = Field(None, ge=2, description="images kept of the training split; all if missing")
     validation_size: int | None = Field(None, ge=1, description="images held out of the training set")
-    split_seed: int = Field(0, ge=0, description="one split for the whole study, whatever the replicate's seed")
+    split_seed: int = Field(0, ge=0, lt=2**63, description="one split for the study, whatever the seed")
     label_noise: float = Field(0.0, ge=0, le=1)
     label_noise_kind: Literal["symmetric", "uniform"] | None = None
     validation_labels: Literal["clean", "noisy"] | None = None
@@ -101,8 +101,10 @@ class Recipe(BaseModel):
     @field_validator("*")
     @classmethod
     def _finite(cls, value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("must be a finite number")
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError("must be a finite number")
+            return value + 0.0  # -0.0 is 0.0 under one identity
         return value
 
     @model_validator(mode="after")
@@ -111,8 +113,6 @@ class Recipe(BaseModel):
         problems = []
         # One recipe, one spelling: these would train to the same numbers under another identity.
         self.__dict__["augmentation"] = tuple(sorted(self.augmentation, key=_AUGMENTATIONS.index))
-        if self.eta == 0:
-            self.__dict__["eta"] = 0.0  # -0.0
         if self.m == self.batch_size and self.probes:
             self.__dict__["m"] = None
         for key, rule in _RULES.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -37,26 +38,30 @@ class Keeper(Protocol):
 class Trial(tune.Trainable):
     """Trains the replicates of one cell.
 
-    `config["job"]` holds `trial` and `cell` (ids), `recipe` (settings), `seeds`, and `until`: the epoch at which a
-    decision already recorded for this cell ends it, or None. One `step` is one epoch of every seed. A report has the
-    cell's means, a row per seed in `replicates`, and in its last one `outcome`: `complete` (with the test accuracy,
-    measured here and nowhere else), `stopped` (at `until`) or `diverged`.
+    `config["trial"]` is the trial's id, and `jobs`, bound once for the whole run, has under it the `cell` (id), the
+    `recipe` (settings), the `seeds` and `until`: the epoch at which the cell is already known to end, or None. (Ray
+    copies every configuration of a grid for every trial it makes: with the jobs in it, ten thousand trials would take
+    it an hour.) One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`,
+    and in its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere else), `stopped` (at
+    `until`) or `diverged`.
     """
 
     def setup(
         self,
         config: dict[str, Any],
         keeper: Keeper | None = None,
+        jobs: Mapping[str, Mapping[str, Any]] | None = None,
         data_root: str | None = None,
         threads: int | None = None,
         checkpoint_every: int | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
-        assert keeper is not None  # the runner binds it
+        assert keeper is not None  # the runner binds them
+        assert jobs is not None
         if threads:
             # More threads than the trial's CPUs would fight with its neighbours'.
             torch.set_num_threads(threads)
-        self.keeper, self.data_root = keeper, data_root
+        self.keeper, self.jobs, self.data_root = keeper, jobs, data_root
         self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
         self._begin(config)
 
@@ -96,8 +101,8 @@ class Trial(tune.Trainable):
         self._flush()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        job = config["job"]
-        self.trial: str = job["trial"]
+        self.trial: str = config["trial"]
+        job = self.jobs[self.trial]
         self.cell: str = job["cell"]
         recipe = Recipe.of(job["recipe"])
         self.target: int = job["until"] or recipe.epochs

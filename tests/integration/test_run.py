@@ -53,6 +53,10 @@ def history(uri):
     return frame.sort_values(["cell", "seed", "epoch"]).reset_index(drop=True)
 
 
+def ends(folder):
+    return StudyFolder(folder).trial_rows("replicates.parquet")
+
+
 EPOCHS = 60
 
 
@@ -148,7 +152,7 @@ def test_a_driver_that_is_stopped_loses_nothing(undisturbed, shared, tmp_path, h
     process = start_study(*arguments)
     family = []
     try:
-        wait_for(lambda: StudyFolder(folder).outcomes() and trial_workers(process.pid))
+        wait_for(lambda: ends(folder) and trial_workers(process.pid))
         family = descendants(process.pid)
         if how == "interrupt":
             process.send_signal(signal.SIGINT)
@@ -160,7 +164,7 @@ def test_a_driver_that_is_stopped_loses_nothing(undisturbed, shared, tmp_path, h
             process.kill()
     finally:
         end(process, family)
-    ended = {row["trial"] for row in StudyFolder(folder).outcomes()}
+    ended = {row["trial"] for row in ends(folder)}
     assert 1 <= len(ended) < 5
     done = study(*arguments)
     assert done.returncode == 0, done.stderr
@@ -201,7 +205,7 @@ def test_asha_stops_cells_and_its_ledger_replays(shared, tmp_path):
     replayed = Asha(9, 1, 2)
     for row in reader.folder.decisions_rows():
         recorded = as_decision(row)
-        assert replayed.report(recorded.trial, recorded.epoch, recorded.value) == recorded
+        assert replayed.report(recorded.cell, recorded.epoch, recorded.value) == recorded
     assert set(decisions[decisions["stop"]]["cell"]) == set(stopped["cell"])
     # A cell's decision is on its mean over the seeds.
     last = stopped.groupby("cell")["validation_accuracy"].mean()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from study.plan import make_plan, trial_id
-from study.spec import Study
+from study.spec import Study, StudyError
 from study.store import StudyFolder
 
 CONTENT = {
@@ -38,6 +38,13 @@ def finish(folder, trial, status="complete", epoch=9, scheduler="fifo"):
             for s in trial.seeds
         ],
     )  # fmt: skip
+
+
+def decision(cell):
+    return {
+        "cell": cell, "rung": 1, "epoch": 1, "value": 0.1, "cutoff": 0.5, "rank": 3, "n": 3, "stop": True,
+        "scheduler": "asha(grace_period=1, reduction_factor=3)", "run": "r", "started": "2026", "sequence": 1,
+    }  # fmt: skip
 
 
 def test_an_empty_folder_misses_everything_once(folder):
@@ -91,11 +98,7 @@ def test_a_recorded_stop_without_its_end_is_carried_out(folder):
     """The driver was killed between the decision and the trial's end."""
     asha = {"name": "asha", "grace_period": 1, "reduction_factor": 3}
     first = plan(folder, scheduler=asha).todo[0]
-    folder.save_decisions(
-        first.id,
-        [{"rung": 1, "epoch": 1, "value": 0.1, "cutoff": 0.5, "rank": 3, "n": 3, "stop": True, "cell": first.cell.id,
-          "scheduler": "asha(grace_period=1, reduction_factor=3)", "run": "r", "started": "2026", "sequence": 1}],
-    )  # fmt: skip
+    folder.save_decisions(first.id, [decision(first.cell.id)])
     p = plan(folder, scheduler=asha)
     assert next(t for t in p.todo if t.id == first.id).until == 1
     assert p.asha().report("new", 1, 0.05).n == 2, "the rung remembers"
@@ -114,11 +117,38 @@ def test_asha_does_not_see_the_cells_in_the_grids_order(folder):
     assert [t.cell.recipe.gamma for t in fifo.todo] == sorted(order)
 
 
-def test_one_recipe_in_two_arms_is_trained_once(folder):
-    p = plan(folder, arms={"a": {"optimiser": "sam"}, "b": {"optimiser": "sam", "gamma": 0.05}}, grid={"gamma": [0.05]})
-    assert len(p.cells) == 2
-    assert len(p.todo) == 1
-    assert {row["arm"] for row in p.rows()} == {"a", "b"}
+def test_one_recipe_in_two_arms_is_refused(folder):
+    """Its seeds would count twice: n would double and the interval narrow, from nothing."""
+    with pytest.raises(StudyError, match=r"arms\.b: is the same recipe as arm a at gamma 0\.05"):
+        plan(
+            folder,
+            arms={"a": {"optimiser": "sam"}, "b": {"optimiser": "sam", "gamma": 0.05}},
+            grid={"gamma": [0.05, 0.1]},
+        )
+
+
+def test_a_recorded_stop_holds_when_seeds_are_added_before_it_was_carried_out(folder):
+    asha = {"name": "asha", "grace_period": 1, "reduction_factor": 3}
+    first = plan(folder, scheduler=asha).todo[0]
+    folder.save_decisions(first.id, [decision(first.cell.id)])
+    added = plan(folder, scheduler=asha, seeds=[2, 1, 0])
+    assert next(t for t in added.todo if t.cell.id == first.cell.id).until == 1
+    assert added.asha().report(first.cell.id, 1, 0.9) is None, "a cell has one place in a rung, whatever its seeds"
+
+
+def test_the_order_of_the_seeds_names_no_other_trial(folder):
+    assert [t.id for t in plan(folder, seeds=[1, 0]).todo] == [t.id for t in plan(folder).todo]
+
+
+def test_a_diverged_cell_is_ended_under_every_scheduler(folder):
+    trial = plan(folder).todo[0]
+    rows = [
+        {"cell": trial.cell.id, "seed": seed, "status": status, "epoch": 2, "scheduler": None}
+        for seed, status in ((0, "diverged"), (1, "stopped"))
+    ]
+    folder.save_outcome(trial.id, rows)
+    for scheduler in ("fifo", {"name": "asha", "grace_period": 2}):
+        assert trial.cell.id not in {t.cell.id for t in plan(folder, scheduler=scheduler).todo}
 
 
 def test_ids_name_recipe_seeds_and_data(folder):

@@ -116,6 +116,49 @@ def test_a_mistake_is_one_line_with_its_place_and_a_way_out(load, old, new, line
         assert f"study.yaml:{line}: " in found[0] or f"study.yaml: line {line}: " in found[0], found[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seeds: 100000000000", "at most"),
+        ("seeds: [18446744073709551616]", "2^63"),
+        ("resources: {gpu: .inf}", "resources.gpu"),
+        ("seeds: 1:30", "seeds"),
+        ("arms: &x {a: *x}", "contains itself"),
+        ("arms: {on: {optimiser: sam}, 1: {}}", "put it in quotes"),
+    ],
+)
+def test_yaml_that_would_be_misread_or_break_later_is_refused(load, text, words):
+    base = "name: a\nquestion: b\nrecipe: {optimiser: sam}\n"
+    assert words in " ".join(problems(load, base + text + "\n"))
+
+
+def test_on_and_010_are_what_they_look_like(load):
+    study = load("name: on\nquestion: yes\nrecipe: {optimiser: sam}\nseeds: 010\n")
+    assert (study.name, study.question, len(study.seeds)) == ("on", "yes", 10)
+
+
+def test_a_merge_key_merges(load):
+    text = "name: a\nquestion: b\narms:\n  x: &x {optimiser: sam}\n  y: {<<: *x, gamma: 0.3}\n"
+    assert {(arm, r.gamma) for arm, r in load(text).points} == {("x", 0.05), ("y", 0.3)}
+
+
+def test_set_changes_one_place_where_an_alias_stands_in_two(load):
+    text = "name: a\nquestion: b\narms:\n  x: &x {optimiser: sam}\n  y: *x\n"
+    study = load(text, "arms.x.gamma=0.3")
+    assert [(arm, r.gamma) for arm, r in study.points] == [("x", 0.3), ("y", 0.05)]
+
+
+def test_a_problem_of_a_set_value_points_at_set_and_not_at_a_line(load):
+    (found,) = problems(load, GOOD, "grid.gamma=[0.1, -1]")
+    assert found.startswith("--set: grid.gamma[1]")
+
+
+def test_set_opens_a_section_that_is_empty_or_in_its_short_form(load):
+    study = load(GOOD + "scheduler: asha\nresources: auto\ncheckpoints:\n", "scheduler.grace_period=2",
+                 "resources.cpu=2", "checkpoints.every=3")  # fmt: skip
+    assert (study.scheduler.grace_period, study.resources.cpu, study.checkpoints.every) == (2, 2, 3)
+
+
 def test_every_mistake_is_reported_at_once(load):
     text = GOOD.replace("epochs: 4", "epoks: 4").replace("0.01, 0.1", "-1").replace("seeds: [0, 1]", "sedes: 3")
     found = " ".join(problems(load, text))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from study.reader import open_study
-from study.store import SCHEMA, StoreError, StudyFolder
+from study.store import SCHEMA, StoreError, StudyFolder, child
 
 PLAN = [
     {"cell": "c1", "arm": "fsam", "seed": 0, "gamma": 0.1, "eta": 1.0, "epochs": 3},
@@ -15,7 +15,7 @@ PLAN = [
     {"cell": "c2", "arm": "sgd", "seed": 0, "gamma": None, "eta": None, "epochs": 3},
     {"cell": "c2", "arm": "sgd", "seed": 1, "gamma": None, "eta": None, "epochs": 3},
 ]
-SPEC = {"name": "n", "question": "q"}
+SPEC = {"name": "n", "question": "q", "scheduler": {"name": "fifo"}}
 
 
 def outcome(cell, seed, status="complete", **more):
@@ -50,7 +50,7 @@ def test_a_planned_replicate_is_missing_until_it_has_an_end(folder):
 def test_what_is_not_planned_any_more_stays_in_the_folder_and_out_of_the_tables(folder):
     folder.save_outcome("t9", [outcome("gone", 0)])
     assert set(open_study(folder.uri).replicates()["cell"]) == {"c1", "c2"}
-    assert folder.outcomes()[0]["cell"] == "gone"
+    assert folder.trial_rows("replicates.parquet")[0]["cell"] == "gone"
 
 
 def test_a_failed_replicate_that_was_trained_again_counts_once_as_complete(folder):
@@ -60,6 +60,36 @@ def test_a_failed_replicate_that_was_trained_again_counts_once_as_complete(folde
     assert len(frame) == 4
     assert frame.loc[("c1", 0), "status"] == "complete"
     assert frame.loc[("c1", 1), "status"] == "failed"
+
+
+def test_of_several_ends_the_best_counts_whichever_trial_wrote_it(folder):
+    for first, second in (("t1", "t2"), ("t2", "t1")):
+        folder.save_outcome(first, [outcome("c1", 0, "stopped", epoch=1, scheduler="asha(x)")])
+        folder.save_outcome(second, [outcome("c1", 0, "complete", scheduler=None)])
+        (row,) = folder.ends("fifo").to_pylist()
+        assert row["status"] == "complete"
+        folder.save_outcome(second, [outcome("c1", 0, "failed", scheduler=None)])
+        assert folder.ends("asha(x)").to_pylist()[0]["status"] == "stopped"
+        assert folder.ends("fifo").to_pylist()[0]["status"] == "failed"
+
+
+def test_a_folder_that_was_cut_short_while_it_was_made_is_ours(folder):
+    folder.delete("study.json")
+    assert not folder.foreign()
+    folder.write(b"", "thesis.tex")
+    assert folder.foreign()
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/x", "s3://", "s4:bucket", "s3://KEY:SECRET@bucket/x"])
+def test_an_address_that_would_be_misread_or_leaked_is_refused(uri):
+    with pytest.raises(StoreError) as caught:
+        StudyFolder(uri)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_name_goes_into_the_path_of_a_uri_and_not_into_its_query():
+    assert child("s3://b/p?endpoint_override=http://x:9000", "n") == "s3://b/p/n?endpoint_override=http://x:9000"
+    assert child("results/", "n") == "results/n"
 
 
 def test_a_file_is_replaced_whole(folder, monkeypatch):
@@ -157,5 +187,5 @@ def test_the_same_folder_on_another_filesystem(tmp_path):
     folder.save_study(SPEC, "name: n\n", PLAN)
     folder.save_outcome("t1", [outcome("c1", 0)])
     assert folder.spec() == SPEC
-    assert folder.outcomes()[0]["status"] == "complete"
+    assert folder.trial_rows("replicates.parquet")[0]["status"] == "complete"
     assert folder.names() == ["plan.parquet", "study.json", "study.yaml", "trials"]

@@ -11,7 +11,8 @@ RECIPE = {"dataset": "synthetic", "model": "mlp", "epochs": 4, "batch_size": 32,
 
 
 def job(trial="t", seeds=(0, 1), until=None, **recipe):
-    return {"job": {"trial": trial, "cell": "c", "recipe": {**RECIPE, **recipe}, "seeds": list(seeds), "until": until}}
+    """A configuration, and the jobs that it points into."""
+    return {"trial": trial}, {"cell": "c", "recipe": {**RECIPE, **recipe}, "seeds": list(seeds), "until": until}
 
 
 class Cut(Exception):
@@ -43,12 +44,15 @@ class Memory:
         self.histories[trial] = [dict(row) for row in rows]
 
 
-def start(keeper, config, every=1):
+def start(keeper, made, every=1, then=None):
+    """A worker that holds the first job; `then` is one that it can be given later."""
+    jobs = {config["trial"]: what for config, what in (made, then or made)}
+
     class Bound(Trial):
         def setup(self, config):
-            super().setup(config, keeper=keeper, threads=1, checkpoint_every=every)
+            super().setup(config, keeper=keeper, jobs=jobs, threads=1, checkpoint_every=every)
 
-    return Bound(config=config)
+    return Bound(config=made[0])
 
 
 def run(trial):
@@ -112,15 +116,15 @@ def test_one_seed_that_diverges_ends_the_cell_as_diverged():
 
 def test_a_warm_worker_trains_the_next_cell_as_a_fresh_one_would(whole):
     keeper = Memory()
-    trial = start(keeper, job("other", gamma=0.7))
+    trial = start(keeper, job("other", gamma=0.7), then=job())
     trial.step()
-    assert trial.reset_config(job())
+    assert trial.reset_config(job()[0])
     assert str(values(run(trial)[-1])) == str(values(whole[0][-1]))
     assert len(keeper.histories["other"]) == 2, "what the last cell had trained is kept"
 
 
 def test_a_warm_worker_lets_go_of_the_last_cell_before_it_builds_the_next(monkeypatch):
-    trial = start(Memory(), job("other"))
+    trial = start(Memory(), job("other"), then=job())
     trial.step()
     alive = []
 
@@ -133,7 +137,7 @@ def test_a_warm_worker_lets_go_of_the_last_cell_before_it_builds_the_next(monkey
         return made(*arguments)
 
     monkeypatch.setattr(trainables.trial, "Replicate", counting)
-    trial.reset_config(job())
+    trial.reset_config(job()[0])
     assert alive == [0, 0]
 
 
