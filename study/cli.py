@@ -201,10 +201,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespace) -> int:
-    from study.cluster import ClusterError, connected  # Ray takes seconds to import: only here
+    from study.cluster import ClusterError, check_this_machine, connected  # Ray takes seconds to import: only here
     from study.runner import run_plan
 
     try:
+        if options.address is None:
+            check_this_machine(plan.study.resources, options.cpus)
         with connected(options.address, options.cpus):
             # Whoever stops this process politely gets the clean end of the keyboard's; Ray has just set its own.
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -60,6 +60,17 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_this_machine(asked: Resources, cpus: int | None) -> None:
+    """Refuse more CPUs than a cluster of our own will have, before it is started.
+
+    Raises:
+        ClusterError: a trial asks for more.
+    """
+    here = cpus or os.cpu_count() or 1
+    if asked.cpu is not None and asked.cpu > here:
+        raise ClusterError(f"resources: a trial asks for cpu {asked.cpu}; this run has cpu {here} on this machine")
+
+
 def _check_reachable(address: str) -> None:
     """Ray itself tries a wrong address for minutes before it says anything."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -57,7 +57,7 @@ def ends(folder):
     return StudyFolder(folder).trial_rows("replicates.parquet")
 
 
-EPOCHS = 60
+EPOCHS = 30
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def enough_epochs(folder, least=8):
     return sum(len(uri.names("trials", t, "checkpoints")) > 0 for t in uri.names("trials")) >= 1
 
 
-@pytest.mark.parametrize("how", ["interrupt", "kill"])
+@pytest.mark.parametrize("how", ["terminate", "kill"])
 def test_a_driver_that_is_stopped_loses_nothing(undisturbed, shared, tmp_path, how):
     folder = str(tmp_path / "tiny")
     arguments = ("run", shared / "tiny.yaml", "--storage", tmp_path, "--cpus", 2, "--no-report")
@@ -154,8 +154,8 @@ def test_a_driver_that_is_stopped_loses_nothing(undisturbed, shared, tmp_path, h
     try:
         wait_for(lambda: ends(folder) and trial_workers(process.pid))
         family = descendants(process.pid)
-        if how == "interrupt":
-            process.send_signal(signal.SIGINT)
+        if how == "terminate":
+            process.send_signal(signal.SIGTERM)  # which the command turns into the keyboard's SIGINT
             out, _ = process.communicate(timeout=90)
             assert process.returncode == 130, out
             assert "the same command goes on" in out
@@ -215,7 +215,7 @@ def test_asha_stops_cells_and_its_ledger_replays(shared, tmp_path):
 
 
 def test_a_trial_that_cannot_be_trained_is_recorded_with_its_reason_and_the_rest_goes_on(tmp_path):
-    file = write(tmp_path, 2, "max_failures: 1\n")
+    file = write(tmp_path, 2, "max_failures: 0\n")
     uri = StudyFolder(str(tmp_path / "tiny"))
     plan = make_plan(Study.load(file), uri)
     broken = plan.todo[0]
@@ -233,6 +233,21 @@ def test_a_trial_that_cannot_be_trained_is_recorded_with_its_reason_and_the_rest
     uri.delete("trials", broken.id, "checkpoints")
     assert study("run", file, "--storage", tmp_path, "--cpus", 2, "--no-report").returncode == 0
     assert (open_study(uri.uri).replicates()["status"] == "complete").all()
+
+
+def test_a_store_that_breaks_in_the_middle_ends_the_run_in_one_line(tmp_path):
+    file = write(tmp_path, 2)
+    uri = StudyFolder(str(tmp_path / "tiny"))
+    plan = make_plan(Study.load(file), uri)
+    # A folder stands where the first trial's end should be written.
+    (tmp_path / "tiny" / "trials" / plan.todo[0].id / "replicates.parquet").mkdir(parents=True)
+    done = study("run", file, "--storage", tmp_path, "--cpus", 1, "--no-report")
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    (run,) = uri.runs()
+    assert "cannot write" in run["reason"]
+    assert run["ended"]
 
 
 def test_a_cell_that_diverges_is_an_outcome_with_its_epoch(tmp_path):
