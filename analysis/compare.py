@@ -118,9 +118,10 @@ def indistinguishable(
     a = done.loc[done["cell"] != best_id, ["cell", "seed", metric]]
     b = done.loc[done["cell"] == best_id, ["cell", "seed", metric]]
     out = _paired(a.merge(b, on="seed", suffixes=("_a", "_b")), metric).rename(columns={"cell_a": "cell"})
-    inside = (out["low"] <= 0) & (out["high"] >= 0)
+    # Without a spread (see `intervals.interval`) nothing is told apart.
+    inside = out["low"].isna() | ((out["low"] <= 0) & (out["high"] >= 0))
     if correction == "holm":
-        inside = out["p_holm"] >= 1 - LEVEL
+        inside = out["p_holm"].isna() | (out["p_holm"] >= 1 - LEVEL)
     out["indistinguishable"] = inside & (out["n"] >= 2)
     return out[["cell", "n", "difference", "low", "high", "p", "p_holm", "indistinguishable"]]
 

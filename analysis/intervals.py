@@ -11,11 +11,17 @@ import numpy.typing as npt
 
 LEVEL = 0.95
 
+#: A standard deviation below this is the rounding of equal values.
+_SPREAD = 1e-12
+
 Floats = npt.NDArray[np.float64]
 
 
 def interval(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """Lower and upper end of the t interval of a mean; NaN where n < 2.
+    """Lower and upper end of the t interval of a mean; NaN where n < 2 and where the values do not differ.
+
+    Accuracies move in steps of one image. That a few of them are equal says that the step is coarser than their spread,
+    and not that the mean is known exactly: an interval of no width would claim so.
 
     Args:
         mean, std, n: arrays of one shape; `std` with ddof 1, `n` the number of values behind each mean.
@@ -27,14 +33,14 @@ def interval(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike, level: f
     enough = n >= 2
     safe = np.where(enough, n, 2.0)
     half = stdtrit(safe - 1, (1 + level) / 2) * std / np.sqrt(safe)
-    half = np.where(enough, half, np.nan)
+    half = np.where(enough & (std > _SPREAD), half, np.nan)
     return mean - half, mean + half
 
 
 def p_value(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike) -> Floats:
     """Two-sided p of a mean being zero (one-sample t); NaN where n < 2.
 
-    Where every value is the same the t statistic is infinite or undefined: p is 0 for a difference and 1 for none.
+    Where every value is the same, p is 1 for no difference and NaN for one: see `interval`.
     """
     from scipy.special import stdtr
 
@@ -43,8 +49,8 @@ def p_value(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike) -> Floats
     safe = np.where(enough, n, 2.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(mean) / (std / np.sqrt(safe))
-    t = np.where((std == 0) & (mean == 0), 0.0, t)
-    p = 2 * stdtr(safe - 1, -t)
+    equal = std <= _SPREAD
+    p = np.where(equal, np.where(np.abs(mean) <= _SPREAD, 1.0, np.nan), 2 * stdtr(safe - 1, -t))
     return np.where(enough, p, np.nan)
 
 

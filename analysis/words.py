@@ -54,7 +54,7 @@ def shown(value: float, metric: str, digits: int = 1) -> str:
 
 
 def measured(mean: float, low: float, high: float, n: int, metric: str = "test_accuracy", *, sign: str = "±") -> str:
-    """A mean with half its 95 % interval and its n: `98.1 ± 0.4 % (n=3)`; no interval where n < 2."""
+    """A mean with half its 95 % interval and its n: `98.1 ± 0.4 % (n=3)`; no interval where n < 2 or all are equal."""
     if absent(mean) or not n:
         return "not measured (n=0)"
     digits = 1 if is_fraction(metric) else 3
@@ -62,7 +62,12 @@ def measured(mean: float, low: float, high: float, n: int, metric: str = "test_a
     text = shown(mean, metric, digits)
     if not (absent(low) or absent(high)):
         text += f" {sign} {shown((high - low) / 2, metric, digits)}"
-    return f"{text}{unit} (n={int(n)})"
+    return f"{text}{unit} ({_seeds(low, n)})"
+
+
+def _seeds(low: float, n: int) -> str:
+    """`n=3`; where there is no interval although there are several seeds, that they agree."""
+    return f"n={int(n)}, all equal" if absent(low) and n > 1 else f"n={int(n)}"
 
 
 def points(difference: float, low: float, high: float, n: int) -> str:
@@ -72,7 +77,7 @@ def points(difference: float, low: float, high: float, n: int) -> str:
     text = f"{difference * 100:+.2f}"
     if not (absent(low) or absent(high)):
         text += f" [{low * 100:+.2f}, {high * 100:+.2f}]"
-    return f"{text} (n={int(n)})"
+    return f"{text} ({_seeds(low, n)})"
 
 
 def settings(row: Mapping[str, Any] | pd.Series, fields: Iterable[str]) -> str:

@@ -29,9 +29,12 @@ def test_one_value_has_no_interval_and_no_p():
     assert np.isnan(p_value(0.5, np.nan, 1))
 
 
-def test_differences_without_spread_are_certain_or_none():
-    assert p_value(0.1, 0.0, 3) == 0
+def test_equal_values_give_no_interval_and_no_certainty():
+    """Accuracies come in steps of one image: three equal ones do not make a mean exact."""
+    assert np.isnan(interval(0.9, 0.0, 3)).all()
+    assert np.isnan(interval(0.9, 1e-17, 3)).all()
     assert p_value(0.0, 0.0, 3) == 1
+    assert np.isnan(p_value(0.1, 0.0, 3))
 
 
 def test_holm_is_the_textbook_example_and_leaves_nan_uncounted():
