@@ -134,14 +134,20 @@ def _arm_grid(arm: str, entries: list[CellState]) -> RenderableType:
     if len(rows) > TALLEST or len(columns) > WIDEST:
         return _counts(arm, entries)
     cells = {tuple(getattr(e.cell.recipe, a) for a in axes): e for e in entries}
-    table = Table(title=Text(f"{arm}: mean validation accuracy, %"), title_justify="left", pad_edge=False)
-    table.add_column(axes[0] if len(axes) == 2 else "")
+    title = Text(f"{arm}: mean validation accuracy, %", style="bold")
+    if not axes:
+        return Text.assemble(title, "  ", _cell(entries[0]))
+    # Not the table's own title: that would be broken to the table's width.
+    table = Table()
+    if len(axes) == 2:
+        table.add_column(axes[0])
     for value in columns:
-        table.add_column(Text(f"{axes[-1]} {_short(value)}" if axes else ""), justify="right")
+        table.add_column(Text(f"{axes[-1]} {_short(value)}"), justify="right")
     for row in rows:
         keys = [(row, c)[2 - len(axes) :] for c in columns]
-        table.add_row(Text(_short(row) if len(axes) == 2 else ""), *(_cell(cells.get(key)) for key in keys))
-    return table
+        head = [Text(_short(row))] if len(axes) == 2 else []
+        table.add_row(*head, *(_cell(cells.get(key)) for key in keys))
+    return Group(title, table)
 
 
 def _counts(arm: str, entries: list[CellState]) -> Text:
