@@ -185,8 +185,9 @@ def curves(history: pd.DataFrame, table: pd.DataFrame, metric: str = "validation
 
     Returns:
         In the order of `table`: `cell`, `arm`, the settings, `status`, `n_planned`, `validation_mean` (and `best`,
-        `indistinguishable` where `table` has them), then `epoch`, `mean`, `std`, `low`, `high`, `n` (seeds that
-        reached the epoch with a finite value), `n_started` (seeds with any history) and `metric`.
+        `indistinguishable` where `table` has them), `leader` (whether it is its arm's `best_cell`), then `epoch`,
+        `mean`, `std`, `low`, `high`, `n` (seeds that reached the epoch with a finite value), `n_started` (seeds with
+        any history) and `metric`.
 
     Raises:
         ValueError: `metric` is not a column of `history`.
@@ -203,7 +204,9 @@ def curves(history: pd.DataFrame, table: pd.DataFrame, metric: str = "validation
     out["metric"] = metric
     keep = ["cell", "arm", *(f for f in RECIPE_FIELDS if f in table), "status", "n_planned", "validation_mean"]
     keep += [c for c in ("best", "indistinguishable") if c in table]
-    return table[[c for c in keep if c in table]].merge(out, on="cell")
+    named = table[[c for c in keep if c in table]]
+    leaders = {best["cell"] for _, rows in table.groupby("arm") if (best := best_cell(rows)) is not None}
+    return named.assign(leader=named["cell"].isin(leaders)).merge(out, on="cell")
 
 
 def write_tables(reader: StudyReader, folder: str | os.PathLike[str]) -> dict[str, Path]:

@@ -101,7 +101,7 @@ def learning_curves(
     """Mean over the seeds by epoch, a thin line a cell coloured by one setting; each arm's best cell thick, banded
     with its 95 % interval and named.
 
-    Best is by `validation_mean` among complete cells. A line ends where its cell was stopped, diverged, failed or is
+    An arm's best cell is its `leader`. A line ends where its cell was stopped, diverged, failed or is
     now, with a mark for which. Where fewer seeds than the cell began with are behind the mean, the line is dotted.
 
     Args:
@@ -166,10 +166,9 @@ def _possible(ax: Axes, metric: str) -> None:
 
 
 def _leaders(curves: pd.DataFrame) -> list[str]:
-    """The best complete cell of each arm, at most six."""
-    done = curves[(curves["status"] == "complete") & curves["validation_mean"].notna()]
-    ranked = done.drop_duplicates("cell").sort_values(["validation_mean", "cell"], ascending=[False, True])
-    return list(ranked.drop_duplicates("arm")["cell"])[:6]
+    """The best complete cell of each arm, at most six, the best of them first."""
+    ranked = curves[curves["leader"]].drop_duplicates("cell").sort_values("validation_mean", ascending=False)
+    return list(ranked["cell"])[:6]
 
 
 def _fence(ax: Axes, curves: pd.DataFrame, scale: float) -> None:

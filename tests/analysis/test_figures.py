@@ -239,6 +239,19 @@ def test_learning_curves_draw_each_cells_mean_and_name_the_best_of_each_arm(gold
     assert drawn["end:fsam-1.0-1.0"].get_xdata()[0] == 3
 
 
+def test_the_curves_and_the_tables_name_the_same_best_cell_where_means_tie():
+    rows = [
+        replicate(f"g{g}", s, gamma=g, optimiser="sam", arm="sam", eta=None, validation_accuracy=0.9)
+        for g in (0.1, 0.05, 0.5)
+        for s in (0, 1, 2)
+    ]
+    frame = pd.DataFrame(rows)
+    table = marked(frame)
+    drawn = legend(learning_curves(curves(history_of(frame), table)))
+    assert any(label.startswith("best sam (gamma 0.05") for label in drawn), drawn
+    assert table.loc[table["best"], "gamma"].tolist() == [0.05]
+
+
 @pytest.mark.parametrize("draw", ["learning", "line"])
 def test_no_axis_of_accuracy_reaches_beyond_what_an_accuracy_can_be(draw):
     rows = [
