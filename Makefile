@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# uv resolves torch and torchvision as the pair that requirements.lock names, wherever pip is configured to look.
+# uv installs exactly the set that requirements.lock names, torch and torchvision as a pair.
 UV_VERSION := 0.13.9
 UV := .tools/bin/uv
 
