@@ -8,15 +8,12 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 UV := .tools/bin/uv
 
-.PHONY: study test test-all lint types setup lock benchmark clean
+.PHONY: study test lint types setup lock benchmark clean
 
 study: setup  ## train the gamma x eta grid of Fisher SAM on digits, and draw its heatmap
 	$(BIN)/study run studies/digits_sensitivity.yaml
 
 test: lint types  ## what CI runs
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: lint types  ## with the tests that take minutes each
 	$(BIN)/python -m pytest
 
 lint: setup

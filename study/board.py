@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from study.plan import Cell, Plan
 
-STATES = ("waiting", "running", "complete", "stopped", "diverged", "failed")
-
 
 @dataclass
 class CellState:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = verbs.add_parser("run", help="train what a study's folder does not have yet, then report")
     _file_arguments(run)
     run.add_argument("--address", help="Ray cluster to run on; without it, one of this run's own on this machine")
-    run.add_argument("--cpus", type=int, help="CPUs that a cluster of our own may use (default: all)")
+    run.add_argument("--cpus", type=_positive, help="CPUs that a cluster of our own may use (default: all)")
     run.add_argument(
         "--download", action="store_true", help="let torchvision fetch missing data sets into the data root"
     )
@@ -260,9 +260,20 @@ def _print_report(uri: str, out: str | None) -> None:
     if out is None:
         # Pictures of a study on object storage are for the person at this machine.
         out = f"{reader.folder.uri}/report" if reader.folder.is_local else f"{reader.spec['name']}-report"
-    report = write_report(reader, out)
+    if "://" in out:
+        raise StoreError(f"--out {out}: a report is written to a folder of this machine")
+    try:
+        report = write_report(reader, out)
+    except OSError as error:
+        raise StoreError(f"cannot write the report to {out}: {error.strerror or error}") from None
     for line in summary_lines(reader, report):
         print(line)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _text(file: str) -> str:

@@ -46,6 +46,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         "log_to_driver": False,
         "configure_logging": True,
     }
+    # As coming versions of Ray do it: a trial without a GPU keeps its environment (its recipe says `cpu` anyway).
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         if address is None:

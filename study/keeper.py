@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from study.store import StudyFolder
-from trainables.replicate import Row
+
+if TYPE_CHECKING:
+    from trainables.replicate import Row
 
 
 @dataclass(frozen=True)

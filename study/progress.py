@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -189,8 +188,3 @@ def _short(value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def warn(line: str) -> None:
-    """One line to the person at the terminal, beside what is displayed."""
-    print(line, file=sys.stderr, flush=True)

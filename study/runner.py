@@ -39,7 +39,7 @@ class Summary:
 
     run: str
     seconds: float
-    train_seconds: float  # the sum of the replicates' own training time in this run
+    train_seconds: float  # of training in this run, summed over the replicates; what a killed worker lost included
     ended: dict[str, int] = field(default_factory=dict)  # trials of this run by how they ended
     interrupted: bool = False
 
@@ -208,10 +208,11 @@ class Recorder(tune.Callback):
         """Record the trial's end if this is its last result: its own outcome, or the scheduler's stop (`done`)."""
         planned = self._planned(trial)
         self.devices.add(result["device"])
+        # What this run trained: the rows' own seconds go back to the trial's beginning, in whichever run that was.
+        self.train_seconds += result["step_seconds"]
         self.board.report(planned.id, planned.cell.id, result["epoch"], result["validation_accuracy"])
         outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
         if outcome:
-            self.train_seconds += sum(row["train_seconds"] for row in result["replicates"])
             rows = [self._row(planned, row, outcome) for row in result["replicates"]]
             self._end(planned, [{**row, "device": result["device"]} for row in rows])
         self.display.update()

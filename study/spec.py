@@ -252,7 +252,7 @@ def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
                 used |= {p.key for p in error.problems if not p.unused}
                 if len(found) > 20:
                     return list(found)
-    # A device is used by every recipe although it is no part of its identity, and `m` may be left at None.
+    # Every recipe uses its device, though that is no part of its identity, and all images where train_size is null.
     used |= {"device", "train_size"}
     if not found:
         for section, settings in (("recipe", recipe), ("grid", grid)):

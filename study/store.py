@@ -1,7 +1,7 @@
 """The study's folder: the truth about a study, on any filesystem that pyarrow reaches.
 
     <storage>/<name>/
-      study.json                     schema version, the checked study, its plan family
+      study.json                     schema version, the checked study
       study.yaml                     the file as its user wrote it
       plan.parquet                   one row per planned replicate: cell, arm, seed, the recipe's columns
       runs/<run>.json                provenance of each run: when, where, with what versions, how it ended

@@ -41,9 +41,9 @@ class Trial(tune.Trainable):
     `config["trial"]` is the trial's id, and `jobs`, bound once for the whole run, has under it the `cell` (id), the
     `recipe` (settings), the `seeds` and `until`: the epoch at which the cell is already known to end, or None. (Ray
     copies every configuration of a grid for every trial it makes: with the jobs in it, ten thousand trials would take
-    it an hour.) One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`,
-    and in its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere else), `stopped` (at
-    `until`) or `diverged`.
+    it half an hour.) One `step` is one epoch of every seed. A report has the cell's means, a row per seed in
+    `replicates`, the `step_seconds` that all of them trained, and in its last one `outcome`: `complete` (with the test
+    accuracy, measured here and nowhere else), `stopped` (at `until`) or `diverged`.
     """
 
     def setup(
@@ -76,6 +76,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch of every seed."""
+        before = sum(replicate.train_seconds for replicate in self.replicates)
         if self.epoch < self.target:
             self.epoch += 1
             self.rows = [replicate.train_epoch() for replicate in self.replicates]
@@ -88,6 +89,7 @@ class Trial(tune.Trainable):
                 {**row, "label_hash": r.label_hash} for row, r in zip(self.rows, self.replicates, strict=True)
             ],
             "device": self.device_name,
+            "step_seconds": sum(replicate.train_seconds for replicate in self.replicates) - before,
         }
         if outcome:
             report |= {"outcome": outcome, "done": True}

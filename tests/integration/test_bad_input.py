@@ -123,3 +123,21 @@ def test_a_cluster_that_is_not_there(tmp_path, file):
 def test_a_report_of_what_is_no_study(tmp_path):
     assert "holds no study" in refused(tmp_path, "report", tmp_path)
     assert "holds no study" in refused(tmp_path, "report", tmp_path / "nowhere")
+
+
+def test_a_report_that_cannot_be_written(tmp_path, file):
+    from study.plan import make_plan
+    from study.spec import Study
+    from study.store import StudyFolder
+
+    study_file = Study.load(file)
+    folder = StudyFolder(str(tmp_path / "results" / "small"))
+    folder.save_study(study_file.model_dump(mode="json"), "", make_plan(study_file, folder).rows())
+    (tmp_path / "a_file").write_text("")
+    assert "cannot write" in refused(tmp_path, "report", folder.uri, "--out", tmp_path / "a_file" / "report")
+    assert "of this machine" in refused(tmp_path, "report", folder.uri, "--out", "s3://bucket/report")
+
+
+def test_a_number_of_cpus_that_is_none(tmp_path, file):
+    assert "whole number" in refused(tmp_path, "run", file, "--cpus", "-1")
+    assert "whole number" in refused(tmp_path, "run", file, "--cpus", "0")

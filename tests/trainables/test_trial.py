@@ -99,6 +99,18 @@ def test_cut_before_any_write_it_ends_as_if_it_had_not_been(whole, what, count, 
     assert epochs == [(seed, epoch) for epoch in (1, 2, 3, 4) for seed in (0, 1)]
 
 
+def test_step_seconds_are_of_this_process_and_this_step():
+    keeper = Memory()
+    trial = start(keeper, job())
+    first, second = trial.step(), trial.step()
+    total = sum(row["train_seconds"] for row in second["replicates"])
+    assert first["step_seconds"] > 0
+    assert first["step_seconds"] + second["step_seconds"] == pytest.approx(total)
+    resumed = start(keeper, job()).step()
+    assert resumed["epoch"] == 3
+    assert 0 < resumed["step_seconds"] < sum(row["train_seconds"] for row in resumed["replicates"])
+
+
 def test_until_ends_a_trial_as_stopped():
     reports = run(start(Memory(), job(until=2)))
     assert [r["epoch"] for r in reports] == [1, 2]
