@@ -5,6 +5,7 @@ record           a result as a table and as a JSON record that names its machine
 davda54          the loop that SAM is usually run with, written from its published interface
 operations       tensor operations that an optimiser issues
 steps            one optimiser step: ours beside davda54's
+augmentation     AutoAugment, crop, flip and Cutout: ours beside torchvision on PIL
 control_plane    a study beside the training in it
 records/         committed measurements
 """

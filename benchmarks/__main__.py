@@ -13,6 +13,7 @@ from benchmarks.record import RECORDS, document, load_average, save, table
 #: What can be run: a module of this package with `run(quick: bool) -> Result`, and a line for people.
 BENCHMARKS = {
     "steps": "seconds and operations per optimiser step: ours beside davda54's loop (some ten minutes; quick: one)",
+    "augmentation": "images augmented per second: ours beside torchvision on PIL images (a minute; quick: seconds)",
     "control_plane": "a study's wall time beside the training in it (some ten minutes; quick: three)",
 }
 

@@ -132,8 +132,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["step"])
     assert ended.value.code == 2
-    assert "step (known: steps, control_plane)" in capsys.readouterr().err
-    assert set(BENCHMARKS) == {"steps", "control_plane"}
+    assert "step (known: steps, augmentation, control_plane)" in capsys.readouterr().err
+    assert set(BENCHMARKS) == {"steps", "augmentation", "control_plane"}
 
 
 def test_rounds_run_everything_in_turn():
