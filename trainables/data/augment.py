@@ -1,8 +1,10 @@
 """Batched augmentation on the device, every image with draws of its own.
 
-The order is fixed and is that of the public recipes: crop and flip on uint8 pixels, then normalisation, then Cutout. So
-the border that a crop brings in is black (pixel 0, as when torchvision's RandomCrop pads a PIL image) and the hole that
-Cutout leaves has the mean colour (0 after normalisation, as in DeVries & Taylor's code).
+The order is fixed and is that of the public recipes: crop, flip and AutoAugment on uint8 pixels, then normalisation,
+then Cutout, and last of all, where the network sees another size than the data set has, a resize. So the border that a
+crop brings in is black (pixel 0, as when torchvision's RandomCrop pads a PIL image) and the hole that Cutout leaves has
+the mean colour (0 after normalisation, as in DeVries & Taylor's code). Random resized crops are not here: where images
+are decoded from files, they are cut out before (`trainables.data.images`).
 
 Nothing loops over images and nothing waits for the device. On one shared core of an AMD EPYC, crop + flip + normalise +
 Cutout of 3x32x32 images in batches of 128 ran at 112,000 images/s (median of 100 batches).
@@ -18,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 #: Operations on uint8 pixels, before normalisation, in the order they are applied. Each is given the batch, the
-#: augmentation's settings and the generator. A policy of pixel operations (AutoAugment) belongs here, after flip.
+#: augmentation's settings and the generator.
 PIXEL_OPERATIONS: dict[str, Callable[[Tensor, Augmentation, torch.Generator], Tensor]] = {
     "crop": lambda x, settings, generator: crop(x, settings.crop_padding, generator),
     "flip": lambda x, settings, generator: flip(x, generator),
+    "autoaugment": lambda x, settings, generator: _autoaugment(x, settings.autoaugment_policy, generator),
 }
 
 #: Operations on normalised values, after the others.
@@ -34,9 +37,12 @@ class Augmentation:
     """From uint8 images to an augmented and normalised batch.
 
     Args:
-        names: of the operations to apply, in any order: `crop`, `flip`, `cutout`. None at all only normalises.
+        names: of the operations to apply, in any order: `crop`, `flip`, `autoaugment`, `cutout`. None at all only
+            normalises.
         crop_padding: pixels of black border on each side before a crop.
         cutout_size: side of Cutout's square in pixels; DeVries & Taylor use 16 on CIFAR-10 and 8 on CIFAR-100.
+        autoaugment_policy: see `trainables.data.autoaugment`.
+        side: of the images that the network sees, in pixels; None leaves them as they are.
 
     Raises:
         ValueError: a name is unknown (the message names the nearest one) or given twice, or a size is below 1.
@@ -45,8 +51,18 @@ class Augmentation:
     names: tuple[str, ...]
     crop_padding: int
     cutout_size: int
+    autoaugment_policy: str
+    side: int | None
 
-    def __init__(self, names: Sequence[str] = (), *, crop_padding: int = 4, cutout_size: int = 16) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        *,
+        crop_padding: int = 4,
+        cutout_size: int = 16,
+        autoaugment_policy: str = "cifar10",
+        side: int | None = None,
+    ) -> None:
         known = [*PIXEL_OPERATIONS, *NORMALISED_OPERATIONS]
         for name in names:
             if name not in known:
@@ -57,9 +73,13 @@ class Augmentation:
             raise ValueError(f"an augmentation is named twice: {', '.join(names)}")
         if crop_padding < 1 or cutout_size < 1:
             raise ValueError(f"crop_padding {crop_padding} and cutout_size {cutout_size} must be at least 1 pixel")
+        if side is not None and side < 1:
+            raise ValueError(f"side {side} must be at least 1 pixel")
         self.names = tuple(name for name in known if name in names)
         self.crop_padding = crop_padding
         self.cutout_size = cutout_size
+        self.autoaugment_policy = autoaugment_policy
+        self.side = side
 
     def __call__(
         self,
@@ -86,7 +106,35 @@ class Augmentation:
         for name, operation in NORMALISED_OPERATIONS.items():
             if name in self.names:
                 x = operation(x, self, generator_of(name))
+        return x if self.side is None else resize(x, self.side)
+
+
+def prepare(
+    x: Tensor, mean: Tensor, std: Tensor, side: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A batch as it is evaluated: normalised, then resized; what `Augmentation` does without operations.
+
+    Args:
+        x: (N, C, H, W) uint8.
+        mean: (C,) in uint8 units.
+        std: (C,) likewise.
+        side: as `Augmentation`'s.
+        dtype: of the result.
+    """
+    x = normalise(x, mean, std, dtype)
+    return x if side is None else resize(x, side)
+
+
+def resize(x: Tensor, side: int) -> Tensor:
+    """Square images of `side` pixels, bicubic and antialiased, as torchvision resizes a tensor.
+
+    Args:
+        x: (N, C, H, W), normalised; returned itself if it has that size.
+        side: in pixels.
+    """
+    if x.shape[2:] == (side, side):
         return x
+    return F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
 
 
 def normalise(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -158,3 +206,10 @@ def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
     hole = inside(row, height)[:, None, :, None] & inside(column, width)[:, None, None, :]
     return x.masked_fill(hole, 0)
+
+
+def _autoaugment(x: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+    # The policies' tables are read by those who use them.
+    from trainables.data.autoaugment import autoaugment
+
+    return autoaugment(x, policy, generator)

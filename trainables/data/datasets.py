@@ -1,4 +1,4 @@
-"""Data sets as tensors: uint8 images and their labels, in memory or on a device, undisturbed."""
+"""Data sets of one fixed size as tensors: uint8 images and their labels, in memory or on a device, undisturbed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainables.data.draws import order, words
-from trainables.data.files import DATASETS, LAYOUTS, DataError, digits_file, fingerprint
+from trainables.data.files import (
+    DATASETS,
+    LAYOUTS,
+    DataError,
+    digits_file,
+    facts_of,
+    published_fingerprint,
+)
+from trainables.data.images import Resident
 from trainables.data.stratify import stratified
 
 #: Which of scikit-learn's digits are the test set: a constant of this project, no study's seed.
@@ -21,26 +28,6 @@ DIGITS_TEST_SEED = 1998
 #: How far a synthetic image strays from its class's pattern, in the pattern's own standard deviations: a linear
 #: classifier does well and not perfectly.
 SYNTHETIC_NOISE = 2.0
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images and labels in one order.
-
-    Attributes:
-        x: uint8, (N, channels, side, side).
-        y: int64, (N,).
-    """
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def to(self, device: str | torch.device) -> Images:
-        """The same images on another device."""
-        return Images(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,35 +44,61 @@ class Source:
 
     name: str
     classes: int
-    train: Images
-    test: Images
+    train: Resident
+    test: Resident
     fingerprint: str
 
 
-def load(name: str, root: str | None = None, device: str | torch.device = "cpu", *, download: bool = False) -> Source:
-    """Read a data set onto `device`.
+def load(name: str, root: str | None = None, device: str | torch.device = "cpu") -> Source:
+    """Read a data set of one fixed size onto `device`.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS` with a `side`.
         root: folder that holds the files in torchvision's layout; `digits` and `synthetic` need none.
         device: where the tensors go.
-        download: let torchvision fetch missing files into `root`.
 
     Raises:
-        DataError: the files are missing, unreadable or damaged, or could not be downloaded; always one line.
+        DataError: the files are missing, unreadable or damaged; always one line.
     """
-    if download and name in LAYOUTS:
-        _download(name, root)
-    mark = fingerprint(name, root)  # before anything is decoded: it refuses files that are not the published ones
+    facts = facts_of(name)
+    if name not in _READERS:
+        raise DataError(f"{name} has images of any size: `trainables.data.opened` makes them one size")
+    mark = published_fingerprint(name, root)  # before anything is decoded: it refuses files that are not the published
     train, test = _READERS[name](name, root)
-    facts = DATASETS[name]
     for images, count in ((train, facts.train), (test, facts.test)):
         if images.x.shape != (count, facts.channels, facts.side, facts.side):
             raise DataError(f"{name}: expected {count} images, found an array of shape {tuple(images.x.shape)}")
-    return Source(name, facts.classes, train.to(device), test.to(device), mark)
+    return Source(name, _fixed(name)[0], train.to(device), test.to(device), mark)
 
 
-def _digits(name: str, root: str | None) -> tuple[Images, Images]:
+def download(name: str, root: str | None = None) -> None:
+    """Have torchvision fetch a data set into `root`, unless its files are already there and right.
+
+    CIFAR and Flowers-102; nothing happens for the other data sets, which need no files or have to be put there by hand
+    (`trainables.data.survey` says what is expected where).
+
+    Raises:
+        DataError: there is no root, or the download failed; one line.
+    """
+    facts_of(name)
+    folder = {**{key: layout.folder for key, layout in LAYOUTS.items()}, "flowers102": "flowers-102"}.get(name)
+    if folder is None:
+        return
+    if root is None:
+        raise DataError(f"{name}: a download needs a data root to put {folder}/ in")
+    first = {"split": "test"} if name == "flowers102" else {"train": False}
+    try:
+        _torchvision(name)(Path(root).expanduser(), **first, download=True)
+    except (
+        Exception
+    ) as error:  # URLError, EOFError of a cut archive, OSError of a full disk: the user's line is the same
+        raise DataError(
+            f"{name}: the download into {Path(root)} failed ({type(error).__name__}: {_line(error)});"
+            f" put {folder}/ there by hand"
+        ) from None
+
+
+def _digits(name: str, root: str | None) -> tuple[Resident, Resident]:
     """scikit-learn's 1,797 digits, 8x8 with values 0 .. 16.
 
     They are the test part of UCI's "Optical recognition of handwritten digits" (Alpaydin & Kaynak 1998) and have no
@@ -99,23 +112,23 @@ def _digits(name: str, root: str | None) -> tuple[Images, Images]:
         pixels = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise DataError(f"digits: {path} is damaged ({_line(error)}); install scikit-learn again") from None
-    images = Images(torch.from_numpy(pixels), torch.from_numpy(labels))
-    test = stratified(labels, DATASETS[name].test, DIGITS_TEST_SEED, "digits test set")
+    images = Resident(torch.from_numpy(pixels), torch.from_numpy(labels))
+    test = stratified(labels, _fixed(name)[4], DIGITS_TEST_SEED, "digits test set")
     train = np.setdiff1d(np.arange(len(images)), test)
-    return _take(images, train), _take(images, test)
+    return images.take(torch.from_numpy(train)), images.take(torch.from_numpy(test))
 
 
-def _synthetic(name: str, root: str | None) -> tuple[Images, Images]:
+def _synthetic(name: str, root: str | None) -> tuple[Resident, Resident]:
     """Ten random patterns, one a class, each image a noisy copy of one: learnable, balanced, and not trivial."""
-    facts = DATASETS[name]
-    shape = (facts.channels, facts.side, facts.side)
-    patterns = _normal(facts.classes, shape, "synthetic patterns")
+    classes, channels, side, train, test = _fixed(name)
+    shape = (channels, side, side)
+    patterns = _normal(classes, shape, "synthetic patterns")
     parts = []
-    for part, count in (("train", facts.train), ("test", facts.test)):
-        y = order(count, 0, f"synthetic {part} labels") % facts.classes
+    for part, count in (("train", train), ("test", test)):
+        y = order(count, 0, f"synthetic {part} labels") % classes
         x = patterns[y] + SYNTHETIC_NOISE * _normal(count, shape, f"synthetic {part} images")
         pixels = np.clip(np.rint(128 + 25 * x), 0, 255).astype(np.uint8)
-        parts.append(Images(torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64))))
+        parts.append(Resident(torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64))))
     return parts[0], parts[1]
 
 
@@ -127,7 +140,7 @@ def _normal(n: int, shape: tuple[int, ...], what: str) -> np.ndarray:
     return (total.astype(np.float64) / 2**16 - 6).reshape(n, *shape)
 
 
-def _cifar(name: str, root: str | None) -> tuple[Images, Images]:
+def _cifar(name: str, root: str | None) -> tuple[Resident, Resident]:
     """Krizhevsky, "Learning multiple layers of features from tiny images", 2009, through torchvision."""
     kind = _torchvision(name)
     parts = []
@@ -137,42 +150,31 @@ def _cifar(name: str, root: str | None) -> tuple[Images, Images]:
         except (RuntimeError, OSError) as error:
             raise DataError(f"{name}: torchvision cannot read {root}: {_line(error)}") from None
         x = torch.from_numpy(part.data.transpose(0, 3, 1, 2).copy())
-        parts.append(Images(x, torch.tensor(part.targets, dtype=torch.int64)))
+        parts.append(Resident(x, torch.tensor(part.targets, dtype=torch.int64)))
     return parts[0], parts[1]
-
-
-def _download(name: str, root: str | None) -> None:
-    """Have torchvision fetch the archive into `root`, unless the files are already there and right."""
-    layout = LAYOUTS[name]
-    if root is None:
-        raise DataError(f"{name}: a download needs a data root to put {layout.folder}/ in")
-    try:
-        _torchvision(name)(Path(root).expanduser(), train=False, download=True)
-    except (
-        Exception
-    ) as error:  # URLError, EOFError of a cut archive, OSError of a full disk: the user's line is the same
-        raise DataError(
-            f"{name}: the download into {Path(root)} failed ({type(error).__name__}: {_line(error)});"
-            f" put {layout.folder}/ there by hand"
-        ) from None
 
 
 def _torchvision(name: str) -> Callable:
     from torchvision import datasets
 
-    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "flowers102": datasets.Flowers102}[name]
 
 
-def _take(images: Images, index: np.ndarray) -> Images:
-    rows = torch.from_numpy(index)
-    return Images(images.x[rows], images.y[rows])
+def _fixed(name: str) -> tuple[int, int, int, int, int]:
+    """Classes, channels, side, training and test images of a data set of which all of them are known."""
+    facts = DATASETS[name]
+    assert facts.classes is not None
+    assert facts.side is not None
+    assert facts.train is not None
+    assert facts.test is not None
+    return facts.classes, facts.channels, facts.side, facts.train, facts.test
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-_READERS: dict[str, Callable[[str, str | None], tuple[Images, Images]]] = {
+_READERS: dict[str, Callable[[str, str | None], tuple[Resident, Resident]]] = {
     "digits": _digits,
     "synthetic": _synthetic,
     "cifar10": _cifar,

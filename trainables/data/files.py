@@ -1,7 +1,8 @@
-"""The data sets' files: where they lie, whether they are the published ones, and their fingerprint.
+"""What is known of each data set, and the fixed ones' files: where they lie and whether they are the published ones.
 
 Nothing is decoded here and neither torch nor scikit-learn is imported: a plan needs the fingerprint of its data to know
-which trials it already has, and it needs it at once. Pickled files are only ever read after this check.
+which trials it already has, and it needs it at once. Pickled files are only ever read after this check. Data sets of
+image files are listed in `trainables.data.listing`.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ class DatasetFacts:
     """What is known of a data set before it is read.
 
     Attributes:
-        classes: number of classes.
+        classes: number of classes; None: not known before `trainables.data.survey` has looked at the files.
         channels: channels of an image.
-        side: pixels of an image's side.
-        train: images of the training set, validation included.
-        test: images of the test set.
-        validation: images that are held out of the training set unless the study says otherwise.
+        side: pixels of an image's side; None: images of any size, each made a square of the recipe's `image_side`.
+        train: images of the training set, validation included; None as for `classes`.
+        test: images of the test set; None as for `classes`.
+        validation: images that are held out of the training set unless the study says otherwise; None as for `classes`.
         about: one line for people.
+        streams: images are decoded from their files in every epoch, by worker processes, and never all in memory.
     """
 
-    classes: int
+    classes: int | None
     channels: int
-    side: int
-    train: int
-    test: int
-    validation: int
+    side: int | None
+    train: int | None
+    test: int | None
+    validation: int | None
     about: str
+    streams: bool = False
 
 
 DATASETS: dict[str, DatasetFacts] = {
@@ -56,7 +59,28 @@ DATASETS: dict[str, DatasetFacts] = {
     "cifar10": DatasetFacts(10, 3, 32, 50_000, 10_000, 5_000, "Krizhevsky 2009; needs a data root"),
     "cifar100": DatasetFacts(100, 3, 32, 50_000, 10_000, 5_000, "Krizhevsky 2009; needs a data root"),
     "synthetic": DatasetFacts(10, 3, 8, 512, 256, 128, "noisy copies of ten random patterns; for tests"),
+    # Test: ILSVRC's validation set, as usual, since the labels of its test set were never published.
+    "imagenet": DatasetFacts(
+        1000, 3, None, 1_281_167, 50_000, 10_000, "ILSVRC 2012 in class folders; needs a data root", streams=True
+    ),
+    # Training: the official training and validation images together (1,020 each), as in fine-tuning papers.
+    "flowers102": DatasetFacts(102, 3, None, 2_040, 6_149, 204, "Nilsback & Zisserman 2008; needs a data root"),
+    "stanford_cars": DatasetFacts(196, 3, None, 8_144, 8_041, 814, "Krause et al. 2013; needs a data root"),
+    "image_folder": DatasetFacts(None, 3, None, None, None, None, "any folder of class folders below the data root"),
 }
+
+
+def facts_of(name: str) -> DatasetFacts:
+    """What is known of the data set `name`.
+
+    Raises:
+        DataError: there is no such data set; the message names the nearest one.
+    """
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise DataError(f"unknown data set {name!r}{hint} (known: {', '.join(sorted(DATASETS))})")
+    return DATASETS[name]
 
 
 @dataclass(frozen=True)
@@ -100,20 +124,16 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def fingerprint(name: str, root: str | None = None) -> str:
-    """16 hexadecimal digits of the SHA-256 of a data set's files, read in a fixed order and not decoded.
+def published_fingerprint(name: str, root: str | None = None) -> str:
+    """16 hexadecimal digits of the SHA-256 of a fixed data set's files, read in a fixed order and not decoded.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS` whose images have one size.
         root: folder that holds `cifar-10-batches-py` or `cifar-100-python`; not used by the other data sets.
 
     Raises:
-        DataError: the files are missing, unreadable or not the published ones, or the name is unknown.
+        DataError: the files are missing, unreadable or not the published ones.
     """
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise DataError(f"unknown data set {name!r}{hint} (known: {', '.join(sorted(DATASETS))})")
     if name == "synthetic":
         return hashlib.sha256(SYNTHETIC_VERSION).hexdigest()[:DIGITS]
     if name == "digits":
@@ -132,37 +152,52 @@ def fingerprint(name: str, root: str | None = None) -> str:
 
 def _paths(name: str, layout: Layout, root: str | None) -> list[Path]:
     """The files of a published data set, each seen to be there."""
-    if root is None:
-        raise DataError(
-            f"{name} needs a data root: the folder that holds {layout.folder}/"
-            " (give --data DIR, SHARPNESS_STUDY_DATA, or `data` in the study's file)"
-        )
-    base = Path(root).expanduser()
-    kind = _kind(base)
-    if kind is None:
-        raise DataError(f"{name}: the data root {base} does not exist; expected {layout.folder}/ in it")
-    if kind != "folder":
-        raise DataError(f"{name}: the data root {base} is not a folder; expected one with {layout.folder}/ in it")
+    base = data_root(name, root, layout.folder)
     folder = base / layout.folder
-    if _kind(folder) != "folder":
-        packed = _kind(base / layout.archive) == "file"
+    if kind_of(folder) != "folder":
+        packed = kind_of(base / layout.archive) == "file"
         hint = f"; unpack {layout.archive} there" if packed else " (torchvision's layout)"
         raise DataError(f"{name}: {folder} is missing or not a folder{hint}")
     paths = [folder / file for file, _ in layout.files]
     for path in paths:
-        if _kind(path) != "file":
+        if kind_of(path) != "file":
             raise DataError(f"{name}: {path} is missing or not a file; unpack {layout.archive} again")
     return paths
 
 
-def _kind(path: Path) -> Literal["file", "folder", "other"] | None:
+def data_root(name: str, root: str | None, folder: str) -> Path:
+    """The data root as a folder that is there.
+
+    Args:
+        name: of the data set, for the message.
+        root: as given, or None; `~` is a home folder.
+        folder: what is expected in it, for the message.
+
+    Raises:
+        DataError: it was not given, is missing, or is no folder.
+    """
+    if root is None:
+        raise DataError(
+            f"{name} needs a data root: the folder that holds {folder}/"
+            " (give --data DIR, SHARPNESS_STUDY_DATA, or `data` in the study's file)"
+        )
+    base = Path(root).expanduser()
+    kind = kind_of(base)
+    if kind is None:
+        raise DataError(f"{name}: the data root {base} does not exist; expected {folder}/ in it")
+    if kind != "folder":
+        raise DataError(f"{name}: the data root {base} is not a folder; expected one with {folder}/ in it")
+    return base
+
+
+def kind_of(path: Path) -> Literal["file", "folder", "other"] | None:
     """What is there, or None. From Python 3.14 Path.is_dir calls a folder missing that may not be looked into."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
@@ -184,20 +219,26 @@ def digits_file() -> Path:
 def _hash(algorithm: str, paths: list[Path], digits: int = DIGITS) -> str:
     state = hashlib.new(algorithm, usedforsecurity=False)
     for path in paths:
-        for chunk in _chunks(path):
+        for chunk in chunks(path):
             state.update(chunk)
     return state.hexdigest()[:digits]
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Path) -> Iterator[bytes]:
+    """A file's bytes, a piece at a time.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error of a path that the system does not let us read."""
     reason = (error.strerror or str(error)).lower()
     return DataError(f"{error.filename or path} cannot be read: {reason}")

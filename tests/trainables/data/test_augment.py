@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from trainables.data.augment import Augmentation, crop, cutout, flip, normalise
+from trainables.data.augment import Augmentation, crop, cutout, flip, normalise, prepare, resize
 
 ALL = ("crop", "flip", "cutout")
 MEAN, STD = torch.tensor([120.0, 110.0, 100.0]), torch.tensor([60.0, 50.0, 40.0])
@@ -183,6 +183,46 @@ def test_sizes_reach_their_operations():
     )
 
 
+def test_autoaugment_is_between_flip_and_normalisation():
+    from trainables.data.autoaugment import autoaugment
+
+    x = images(n=16)
+    own = {name: again(i) for i, name in enumerate((*ALL, "autoaugment"))}
+    expected = autoaugment(flip(crop(x, 4, own["crop"]), own["flip"]), "cifar10", own["autoaugment"])
+    expected = cutout(normalise(expected, MEAN, STD), 16, own["cutout"])
+    own = {name: again(i) for i, name in enumerate((*ALL, "autoaugment"))}
+    found = Augmentation(("autoaugment", *ALL), autoaugment_policy="cifar10")(x, MEAN, STD, own.__getitem__)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 32), (32, 8), (32, 224)])
+def test_resize_is_torchvisions(before, after):
+    from torchvision.transforms import v2
+
+    x = normalise(images(n=4, side=before), MEAN, STD)
+    theirs = v2.functional.resize(x, [after, after], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.allclose(resize(x, after), theirs, atol=1e-5)
+    assert resize(x, before) is x
+
+
+def test_images_are_resized_last_so_that_sizes_stay_in_the_datas_pixels():
+    x = images(n=8)
+    small = Augmentation(ALL)(x, MEAN, STD, every(again()))
+    large = Augmentation(ALL, side=64)(x, MEAN, STD, every(again()))
+    assert large.shape == (8, 3, 64, 64)
+    assert torch.equal(large, resize(small, 64))
+
+
+@pytest.mark.parametrize("side", [None, 32, 48])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_evaluation_prepares_as_an_augmentation_without_operations(side, dtype):
+    x = images(n=4)
+    found = prepare(x, MEAN, STD, side, dtype)
+    assert torch.equal(found, Augmentation(side=side)(x, MEAN, STD, every(again()), dtype))
+    assert found.dtype == dtype
+    assert found.shape[2] == (side or 32)
+
+
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
@@ -190,6 +230,7 @@ def test_sizes_reach_their_operations():
         (("crop", "crop"), {}, "twice"),
         (("crop",), {"crop_padding": 0}, "crop_padding 0"),
         (("cutout",), {"cutout_size": 0}, "cutout_size 0"),
+        (("cutout",), {"side": 0}, "side 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(names, settings, message):

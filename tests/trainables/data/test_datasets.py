@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.data import DATASETS, DataError, datasets, fingerprint, load
+from trainables.data import DATASETS, DataError, datasets, download, fingerprint, load
 from trainables.data.files import LAYOUTS, Layout
 
 WITHOUT_FILES = ["digits", "synthetic"]
@@ -150,17 +150,32 @@ def test_nothing_is_unpickled_that_is_not_the_published_file(small_cifar):
         load(name, str(root))
 
 
-@pytest.mark.parametrize("name", sorted(LAYOUTS))
+@pytest.mark.parametrize("name", [*sorted(LAYOUTS), "flowers102"])
 def test_a_download_that_fails_is_one_line(name, tmp_path, monkeypatch):
-    from torchvision.datasets import cifar
+    from torchvision.datasets import cifar, flowers102
 
     def no_network(*args, **kwargs):
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(cifar, "download_and_extract_archive", no_network)
+    for module in (cifar, flowers102):
+        monkeypatch.setattr(module, "download_and_extract_archive", no_network)
+    with pytest.raises(DataError, match="needs a data root"):
+        download(name, None)
     with pytest.raises(DataError, match="no route to host") as caught:
-        load(name, str(tmp_path), download=True)
+        download(name, str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic", "imagenet", "stanford_cars", "image_folder"])
+def test_what_nobody_can_download_is_left_to_the_survey(name, tmp_path):
+    download(name, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["imagenet", "image_folder"])
+def test_images_of_any_size_are_not_loaded_as_one_tensor(name):
+    with pytest.raises(DataError, match="opened"):
+        load(name)
 
 
 def test_nothing_is_downloaded_unless_asked(tmp_path, monkeypatch):
@@ -179,7 +194,7 @@ def test_real_cifar10_has_its_known_statistics(cifar10):
     keeps_the_contract(cifar10)
     assert cifar10.train.y.bincount().tolist() == [5000] * 10
     assert cifar10.test.y.bincount().tolist() == [1000] * 10
-    mean, std = statistics(cifar10.train.x)
+    mean, std = statistics([cifar10.train.x])
     # 125.3, 123.0, 113.9 and 63.0, 62.1, 66.7 in DeVries & Taylor's code
     assert mean.tolist() == pytest.approx([125.307, 122.950, 113.865], abs=1e-3)
     assert std.tolist() == pytest.approx([62.993, 62.089, 66.705], abs=1e-3)

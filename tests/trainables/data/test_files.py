@@ -151,4 +151,5 @@ def test_one_changed_or_lost_byte_is_found_and_its_file_named(cifar_root, tmp_pa
 
 def test_default_validation_leaves_most_images_for_training():
     for name, facts in DATASETS.items():
-        assert 0 < facts.validation <= facts.train / 4, name
+        if name != "image_folder":  # nothing is known of it before its files are looked at
+            assert 0 < facts.validation <= facts.train / 4, name

@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.data import load
-from trainables.data.datasets import Images, Source
+from trainables.data.datasets import Source
 from trainables.data.draws import below, order, words
-from trainables.data.splits import split, statistics
+from trainables.data.images import Resident
+from trainables.data.splits import split, split_positions, statistics
 from trainables.data.stratify import stratified
 
 
 def made(labels, seed=0):
     x = torch.randint(0, 256, (len(labels), 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    images = Images(x, torch.as_tensor(labels))
+    images = Resident(x, torch.as_tensor(labels))
     return Source("made", int(max(labels)) + 1, images, images, "0")
 
 
@@ -95,6 +96,38 @@ def test_statistics_are_those_of_the_training_images_alone(digits):
     assert found.mean.dtype == found.std.dtype == torch.float32
 
 
+def test_statistics_do_not_depend_on_how_images_are_batched(digits):
+    whole, parts = statistics([digits.train.x]), statistics(digits.train.x.split(100))
+    assert torch.equal(torch.stack(whole), torch.stack(parts))
+
+
+def test_a_split_is_one_of_labels_alone(digits):
+    found = split(digits, validation_size=287, split_seed=4, train_size=300)
+    train, validation = split_positions(digits.train.y.numpy(), 287, 4, 300)
+    assert found.train_index.tolist() == train.tolist()
+    assert found.validation_index.tolist() == validation.tolist()
+
+
+def test_normalisations_are_the_datas_imagenets_and_a_half(digits):
+    from torchvision.transforms import v2
+    from torchvision.transforms.functional import normalize
+
+    colour = split(load("synthetic"), validation_size=128, split_seed=0)
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    unit = v2.functional.to_dtype(x, torch.float32, scale=True)
+    mean, std = colour.normalised_as("imagenet")
+    theirs = normalize(unit, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.allclose((x - mean[:, None, None]) / std[:, None, None], theirs, atol=1e-5)
+    mean, std = colour.normalised_as("half")
+    assert torch.allclose((x - mean[:, None, None]) / std[:, None, None], unit * 2 - 1, atol=1e-6)
+    assert colour.normalised_as("data") == (colour.mean, colour.std)
+    grey = split(digits, validation_size=287, split_seed=0)
+    assert grey.normalised_as("half")[0].tolist() == [127.5]
+    for splits, kind, message in ((grey, "imagenet", "3 channels"), (colour, "imagenette", "not data")):
+        with pytest.raises(ValueError, match=message):
+            splits.normalised_as(kind)
+
+
 def test_normalised_training_images_have_mean_0_and_variance_1():
     found = split(load("synthetic"), validation_size=128, split_seed=0)
     x = (found.train.x.float() - found.mean[:, None, None]) / found.std[:, None, None]
@@ -105,7 +138,7 @@ def test_normalised_training_images_have_mean_0_and_variance_1():
 def test_a_constant_channel_becomes_zero_and_not_infinite():
     x = torch.randint(0, 256, (5, 2, 3, 3), dtype=torch.uint8)
     x[:, 1] = 17
-    mean, std = statistics(x)
+    mean, std = statistics([x])
     assert (float(mean[1]), float(std[1])) == (17, 1)
     assert float(std[0]) > 1
 
@@ -113,7 +146,7 @@ def test_a_constant_channel_becomes_zero_and_not_infinite():
 def test_statistics_do_not_overflow_on_many_bright_images():
     x = torch.full((20_000, 1, 32, 32), 255, dtype=torch.uint8)
     x[::2] = 253
-    mean, std = statistics(x)
+    mean, std = statistics([x])
     assert (float(mean), float(std)) == (254, 1)
 
 
