@@ -1,8 +1,9 @@
-"""ResNet-20, 32 and 56 for 32x32 images: He et al., "Deep residual learning for image recognition", CVPR 2016.
+"""ResNet-8, 20, 32 and 56 for 32x32 images: He et al., "Deep residual learning for image recognition", CVPR 2016.
 
 Section 4.2: a 3x3 convolution, then three stages of n basic blocks with 16, 32 and 64 channels (depth 6n + 2), global
 average pooling and one linear layer. All shortcuts are of option A: subsampled, with zeros for the new channels, so the
-parameters are those of the plain network: 0.27, 0.46 and 0.85 million (table 6).
+parameters are those of the plain network: 0.27, 0.46 and 0.85 million (table 6). ResNet-8 (n = 1) is not in the paper;
+it is for tests and small studies.
 
 Names and the halves of the zero padding are those of akamaster/pytorch_resnet_cifar10, whose checkpoints load.
 """
@@ -59,6 +60,11 @@ class CifarResNet(nn.Module):
 
 def _stage(n: int, inputs: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(Block(inputs, width, stride), *(Block(width, width, 1) for _ in range(n - 1)))
+
+
+def resnet8(*, classes: int, channels: int, side: int) -> CifarResNet:
+    """0.08 M parameters, 12 M multiply-adds on 32x32."""
+    return CifarResNet(1, classes=classes, channels=channels)
 
 
 def resnet20(*, classes: int, channels: int, side: int) -> CifarResNet:

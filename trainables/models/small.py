@@ -50,7 +50,6 @@ def digits_cnn(*, classes: int, channels: int, side: int, dropout: float = 0.0) 
 
     43,000 images/s. 20 epochs of 1,150 images with SAM (batch 128, lr 0.1) take 1.1 s and reach 98 to 99 %.
     """
-    _at_least("digits_cnn", side, 4)
     features = nn.Sequential(*_layer(channels, 16, 1), nn.AvgPool2d(2), *_layer(16, 32, 1), nn.AvgPool2d(2))
     return SmallCNN(features, 32 * (side // 4) ** 2, classes=classes, dropout=dropout)
 
@@ -61,7 +60,6 @@ def cifar_cnn(*, classes: int, channels: int, side: int) -> SmallCNN:
     1,800 images/s (2,400 with channels_last). 10 epochs of 10,000 CIFAR-10 images with flips (batch 128, lr 0.05,
     cosine, SGD) took 52 s and reached 69 %.
     """
-    _at_least("cifar_cnn", side, 16)
     features = nn.Sequential(
         *_layer(channels, 32, 2),
         *_layer(32, 32, 1),
@@ -78,8 +76,3 @@ def cifar_cnn(*, classes: int, channels: int, side: int) -> SmallCNN:
 def mlp(*, classes: int, channels: int, side: int, dropout: float = 0.0) -> MLP:
     """32 hidden units; dropout is on them."""
     return MLP(channels * side * side, 32, classes=classes, dropout=dropout)
-
-
-def _at_least(name: str, side: int, pixels: int) -> None:
-    if side < pixels:
-        raise ValueError(f"model {name} needs images of at least {pixels} x {pixels} pixels, not {side} x {side}")
