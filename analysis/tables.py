@@ -37,11 +37,11 @@ from analysis.intervals import interval
 #: The Recipe's fields in its order. A copy, because this package imports nothing that could pull in torch; a test
 #: holds it equal to `trainables.recipe.Recipe`.
 RECIPE_FIELDS: tuple[str, ...] = (
-    "dataset", "train_size", "validation_size", "split_seed", "label_noise", "label_noise_kind",
-    "validation_labels", "augmentation", "crop_padding", "cutout_size", "model", "dropout", "optimiser", "gamma",
-    "eta", "asam_convention", "fisher", "m", "natural_gradient", "same_dropout", "base", "lr", "momentum",
-    "nesterov", "beta1", "beta2", "weight_decay", "schedule", "epochs", "batch_size", "label_smoothing",
-    "precision", "device",
+    "dataset", "folder", "image_side", "train_size", "validation_size", "test_size", "split_seed", "label_noise",
+    "label_noise_kind", "validation_labels", "augmentation", "crop_padding", "autoaugment_policy", "cutout_size",
+    "normalisation", "model", "pretrained", "dropout", "optimiser", "gamma", "eta", "asam_convention", "fisher", "m", "natural_gradient",
+    "same_dropout", "base", "lr", "momentum", "nesterov", "beta1", "beta2", "weight_decay", "schedule", "epochs",
+    "batch_size", "label_smoothing", "precision", "device", "loader_workers",
 )  # fmt: skip
 
 CELL_STATUSES = ("complete", "partial", "running", "stopped", "diverged", "failed", "missing")
@@ -58,6 +58,7 @@ class StudyReader(Protocol):
     def replicates(self) -> pd.DataFrame: ...
     def history(self) -> pd.DataFrame: ...
     def decisions(self) -> pd.DataFrame: ...
+    def measures(self, name: str) -> pd.DataFrame: ...
 
 
 def cells(replicates: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
@@ -161,13 +162,33 @@ def best_cell(table: pd.DataFrame) -> pd.Series | None:
         return None
     if "seed" in table:
         table = cells(table)
+    ranked = _ranked(table)
+    return table.loc[ranked[0]] if len(ranked) else None
+
+
+def best_cells(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`best_cell` of each group of `by` (an arm, a model, a rate of label noise), where unused counts as a value.
+
+    Args:
+        table: what `cells` returns, or any rows of it.
+
+    Returns:
+        The chosen rows in the order of `table`; none for a group without a complete cell.
+    """
+    ranked = table.loc[_ranked(table)]
+    if not by:
+        return ranked.iloc[:1]
+    first = ranked.groupby(list(by), dropna=False, sort=False).head(1)
+    return table.loc[table.index.isin(first.index)]
+
+
+def _ranked(table: pd.DataFrame) -> pd.Index:
+    """Labels of the complete cells, the best by validation first; see `best_cell` for ties."""
     done = table[(table["status"] == "complete") & table["validation_mean"].notna()]
-    if done.empty:
-        return None
     # Rounded, so that two means of the same values in another order tie rather than differ in the last bit.
     keys = {"_mean": -done["validation_mean"].round(12), "_n": -done["validation_n"]}
     by = [*keys, *(f for f in ("gamma", "eta") if f in done), "cell"]
-    return table.loc[done.assign(**keys).sort_values(by, na_position="first", kind="stable").index[0]]
+    return done.assign(**keys).sort_values(by, na_position="first", kind="stable").index
 
 
 def varied(table: pd.DataFrame, fields: Iterable[str] = RECIPE_FIELDS) -> list[str]:
@@ -205,7 +226,7 @@ def curves(history: pd.DataFrame, table: pd.DataFrame, metric: str = "validation
     keep = ["cell", "arm", *(f for f in RECIPE_FIELDS if f in table), "status", "n_planned", "validation_mean"]
     keep += [c for c in ("best", "indistinguishable") if c in table]
     named = table[[c for c in keep if c in table]]
-    leaders = {best["cell"] for _, rows in table.groupby("arm") if (best := best_cell(rows)) is not None}
+    leaders = set(best_cells(table, ["arm"])["cell"])
     return named.assign(leader=named["cell"].isin(leaders)).merge(out, on="cell")
 
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from study.plan import Cell, Plan
+from study.plan import Cell, Plan, PlannedTrial
 
 
 @dataclass
@@ -30,12 +30,13 @@ class Board:
     done: int = 0  # replicate epochs this run has trained or spared
     trained: int = 0
     began: float | None = None
+    unsampled: int = 0  # cells that a search has still to choose
     _left: dict[str, int] = field(default_factory=dict, repr=False)
     _seeds: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, plan: Plan) -> Board:
-        cells = {}
+        board = cls(plan.study.name, {}, plan.work()["epochs"], unsampled=sum(plan.unsampled().values()))
         for cell in plan.cells:
             ended = [row for seed in plan.study.seeds if (row := plan.ended.get((cell.id, seed)))]
             state = CellState(cell, cell.recipe.epochs)
@@ -46,12 +47,18 @@ class Board:
                 state.state = (
                     worst([row["status"] for row in ended]) if len(ended) == len(plan.study.seeds) else "waiting"
                 )
-            cells[cell.id] = state
-        board = cls(plan.study.name, cells, plan.work()["epochs"])
+            board.cells[cell.id] = state
         for trial in plan.todo:
-            board._seeds[trial.id] = len(trial.seeds)
-            board._left[trial.id] = trial.epochs * len(trial.seeds)
+            board.expect(trial)
         return board
+
+    def expect(self, trial: PlannedTrial) -> None:
+        """A trial of this run; its cell may be one that a search has just chosen."""
+        if trial.cell.id not in self.cells:
+            self.cells[trial.cell.id] = CellState(trial.cell, trial.cell.recipe.epochs)
+            self.unsampled -= 1
+        self._seeds[trial.id] = len(trial.seeds)
+        self._left[trial.id] = trial.epochs * len(trial.seeds)
 
     def start(self, cell: str) -> None:
         if self.began is None:

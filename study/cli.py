@@ -14,6 +14,7 @@ from study.reader import open_study
 from study.spec import Study, StudyError
 from study.store import StoreError, StudyFolder, child
 from trainables.data import DataError
+from trainables.models.weights import WeightsError
 
 if TYPE_CHECKING:
     from study.plan import Plan
@@ -58,11 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.set_defaults(verb=_report)
 
+    export = verbs.add_parser("export", help="write a trained network's weights, for `pretrained:` of another study")
+    export.add_argument("folder", help="the study's folder or URI")
+    export.add_argument("--out", required=True, help="the file to write (safetensors)")
+    export.add_argument("--cell", help="id of a cell, or its beginning (default: the best by validation)")
+    export.add_argument("--seed", type=int, help="which replicate (default: the lowest seed)")
+    export.set_defaults(verb=_export)
+
+    toy = verbs.add_parser("toy", help="draw the paper's two-dimensional example (section 3.1, figures 1 to 3)")
+    toy.add_argument("--out", default="results/toy", help="where to write figures and tables (default: results/toy)")
+    toy.set_defaults(verb=_toy)
+
     options = parser.parse_args(arguments)
     try:
         code: int = options.verb(options)
         return code
-    except (StudyError, StoreError, DataError) as error:
+    except (StudyError, StoreError, DataError, WeightsError) as error:
         for line in str(error).splitlines():
             print(f"study: {line}", file=sys.stderr)
         return BAD_INPUT
@@ -81,6 +93,9 @@ def _file_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting above the file's, e.g. epochs=2",
     )
+    parser.add_argument(
+        "--small", action="store_true", help="take the file's own `small` settings: the same study on two cores"
+    )
     parser.add_argument("--storage", help="folder or URI that holds studies (above the file's)")
     parser.add_argument("--data", help="folder of the data sets' files (above the file's)")
 
@@ -91,7 +106,7 @@ def _load(options: argparse.Namespace) -> tuple[Study, StudyFolder]:
         if getattr(options, key) is not None:
             # As JSON: a path that looks like another YAML value stays text.
             overrides.append(f"{key}={json.dumps(getattr(options, key))}")
-    study = Study.load(options.file, overrides)
+    study = Study.load(options.file, overrides, small=options.small)
     return study, StudyFolder(child(study.storage, study.name))
 
 
@@ -116,11 +131,20 @@ def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
         "seeds": list(plan.study.seeds),
         "replicates": plan.replicates,
         "replicates_done": plan.done,
+        "cells_to_sample": plan.unsampled(),
+        "unmeasurable": plan.unmeasurable,
         "rungs": plan.rungs(),
         "work": plan.work(),
         "done": [{"cell": cell, "seed": seed, "status": row["status"]} for (cell, seed), row in plan.ended.items()],
         "trials": [
-            {"trial": t.id, "cell": t.cell.id, "arm": t.cell.arm, "seeds": list(t.seeds), "epochs": t.epochs}
+            {
+                "trial": t.id,
+                "cell": t.cell.id,
+                "arm": t.cell.arm,
+                "seeds": list(t.seeds),
+                "epochs": t.epochs,
+                "only_measured": bool(t.trained),
+            }
             for t in plan.todo
         ],
     }
@@ -129,25 +153,31 @@ def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
 def _plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
     study = plan.study
     lines = [f"{study.name}: {study.question}"]
-    for arm in study.arms_or_one():
-        recipes = [cell.recipe for cell in plan.cells if cell.arm == arm]
-        axes = []
-        for key in study.grid:
-            values = list(dict.fromkeys(getattr(r, key) for r in recipes))
-            if len(values) > 1:
-                axes.append(f"{len(values)} {key}")
-        lines.append(f"  {arm}: {_count(len(recipes), 'cell')}" + (f" ({' x '.join(axes)})" if axes else ""))
+    for arm in study.design.arms:
+        lines.append(f"  {arm}: {_arm_cells(plan, arm)}")
+    measure = sum(bool(trial.trained) for trial in plan.todo)
+    train = len(plan.todo) - measure + sum(plan.unsampled().values())
     lines.append(
-        f"  {_count(len(plan.cells), 'cell')} x {_count(len(study.seeds), 'seed')} = {plan.replicates} replicates, "
-        f"{plan.done} done; {_count(len(plan.todo), 'trial')} to train (a trial trains the missing seeds of a cell)"
+        f"  {_count(plan.replicates // len(study.seeds), 'cell')} x {_count(len(study.seeds), 'seed')} = "
+        f"{plan.replicates} replicates, {plan.done} done; {_count(train, 'trial')} to train (a trial trains the missing "
+        "seeds of a cell)"
     )
+    if study.measures:
+        lines.append(f"  measures: {', '.join(study.measures)}; {_count(measure, 'trained trial')} to measure")
+    if plan.unmeasurable:
+        lines.append(
+            f"  {_count(len(plan.unmeasurable), 'complete trial')} kept no checkpoint (checkpoints.final: false), "
+            "so it cannot be measured any more"
+        )
     rungs = plan.rungs()
     lines.append(
         f"  scheduler {study.scheduler}" + (f": decides at epochs {', '.join(map(str, rungs))}" if rungs else "")
     )
     lines.append(f"  folder {folder.uri}")
     work = plan.work()
-    if plan.todo:
+    if measure and not train:
+        lines.append("  nothing to train is missing")
+    elif train:
         most = "at most " if rungs else ""
         lines.append(
             f"  work: {most}{work['epochs']:,} replicate epochs, {work['gradients']:,} minibatch gradients, "
@@ -159,6 +189,22 @@ def _plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
     else:
         lines.append("  nothing is missing")
     return lines
+
+
+def _arm_cells(plan: Plan, arm: str) -> str:
+    """`30 cells (5 gamma x 6 eta)`, or what a search samples of an arm."""
+    study = plan.study
+    search = study.searched(arm)
+    if search is not None:
+        left = plan.unsampled()[arm]
+        return (
+            f"{_count(search.cells, 'cell')} by {search.sampler} over {', '.join(search.space)}, "
+            f"{left} still to be chosen"
+        )
+    recipes = [cell.recipe for cell in plan.cells if cell.arm == arm]
+    counts = {key: len({repr(getattr(r, key)) for r in recipes}) for key in study.grid}
+    axes = [f"{n} {key}" for key, n in counts.items() if n > 1]
+    return _count(len(recipes), "cell") + (f" ({' x '.join(axes)})" if axes else "")
 
 
 def _measured_speed(plan: Plan) -> tuple[float, str] | None:
@@ -181,19 +227,21 @@ def _run(options: argparse.Namespace) -> int:
         raise StudyError(["--cpus is for a cluster of our own; with --address the cluster decides"])
     study, folder = _load(options)
     if options.download:
-        from trainables.data import load
+        from trainables.data import download
 
-        for dataset in dict.fromkeys(recipe.dataset for _, recipe in study.points):
-            load(dataset, study.data_root(), download=True)
+        recipes = [recipe for _, recipe in study.points] or [study.anywhere(arm) for arm in study.design.arms]
+        for dataset in dict.fromkeys(recipe.dataset for recipe in recipes):
+            download(dataset, study.data_root())
     plan = make_plan(study, folder)
     _refuse_another_study(study, plan, folder)
     folder.check_writable()
     print("\n".join(_plan_lines(plan, folder)), flush=True)
     code = OK
-    if not plan.todo:
+    missing = bool(plan.todo) or any(plan.unsampled().values())
+    if not missing:
         # The folder shows the study that was asked for last, also when other runs have trained it all.
         folder.save_study(study.model_dump(mode="json"), _text(options.file), plan.rows())
-    if plan.todo:
+    if missing:
         code = _train(plan, folder, new_run_id(), options)
     if code != INTERRUPTED and not options.no_report:
         _print_report(folder.uri, None)
@@ -216,9 +264,11 @@ def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespac
         return BAD_INPUT
     ended = ", ".join(f"{n} {state}" for state, n in summary.ended.items()) or "none ended"
     print(
-        f"{_count(len(plan.todo), 'trial')} in {_duration(summary.seconds)}: {ended}; "
+        f"{_count(summary.trials, 'trial')} in {_duration(summary.seconds)}: {ended}; "
         f"{_duration(summary.train_seconds)} of training in all trials together"
     )
+    for line in summary.unmeasured:
+        print(f"study: {line}; the same command measures again", file=sys.stderr)
     if summary.interrupted:
         print(f"interrupted: what is finished is in {folder.uri}; the same command goes on from there")
         return INTERRUPTED
@@ -228,7 +278,7 @@ def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespac
             file=sys.stderr,
         )
         return FAILED_TRIALS
-    return OK
+    return FAILED_TRIALS if summary.unmeasured else OK
 
 
 def _refuse_another_study(study: Study, plan: Plan, folder: StudyFolder) -> None:
@@ -250,6 +300,30 @@ def _refuse_another_study(study: Study, plan: Plan, folder: StudyFolder) -> None
 
 def _report(options: argparse.Namespace) -> int:
     _print_report(options.folder, options.out)
+    return OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from analysis.tables import best_cell, cells
+    from study.export import export
+
+    reader, cell = open_study(options.folder), options.cell
+    if cell is None:
+        best = best_cell(cells(reader.replicates()))
+        if best is None:
+            raise StoreError(f"{reader.folder.uri}: no cell is complete yet")
+        cell = str(best["cell"])
+    print(export(reader, options.out, cell, options.seed))
+    return OK
+
+
+def _toy(options: argparse.Namespace) -> int:
+    from study.toy import toy
+
+    try:
+        print("\n".join(toy(options.out)))
+    except OSError as error:
+        raise StoreError(f"cannot write to {options.out}: {error.strerror or error}") from None
     return OK
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from study.store import StudyFolder
 
@@ -39,3 +39,9 @@ class FolderKeeper:
 
     def save_history(self, trial: str, rows: list[Row]) -> None:
         self.folder.save_history(trial, rows)
+
+    def measured(self, trial: str) -> set[str]:
+        return self.folder.measures(trial)
+
+    def save_measure(self, trial: str, tag: str, rows: list[dict[str, Any]]) -> None:
+        self.folder.save_measure(trial, tag, rows)

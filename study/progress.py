@@ -94,7 +94,7 @@ def summary(board: Board) -> str:
     detail = ", ".join(f"{n} {s}" for s in SIGNS if s != "waiting" and (n := counts[s]))
     left = board.seconds_left()
     parts = [
-        f"{board.title}: {ended} of {len(board.cells)} cells" + (f" ({detail})" if detail else ""),
+        f"{board.title}: {ended} of {len(board.cells) + board.unsampled} cells" + (f" ({detail})" if detail else ""),
         f"{board.done} of {board.total} epochs of this run",
     ]
     if left is not None and board.done < board.total:

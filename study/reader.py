@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from study.measured import tags
 from study.settings import Scheduler
 from study.store import StoreError, StudyFolder
 
@@ -96,6 +97,21 @@ class StudyReader:
         planned = frame["cell"].isin(self._plan()["cell"]) & (frame["scheduler"] == str(self.scheduler))
         return frame.loc[planned, columns].reset_index(drop=True)
 
+    def measures(self, name: str) -> pd.DataFrame:
+        """What one of the study's measures found: `cell`, `trial`, `arm`, `seed`, then the measure's own columns.
+
+        Empty where the study does not declare it or nothing has been measured yet.
+        """
+        import pandas as pd
+
+        found = [tag for tag, (own, _) in tags(self.spec.get("measures", {})).items() if own == name]
+        first = ["cell", "trial", "arm", "seed"]
+        rows = self.folder.trial_table(f"measures/{found[0]}.parquet") if found else None
+        if rows is None or not len(rows):
+            return pd.DataFrame(columns=first)
+        frame = rows.to_pandas().merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
+        return frame[[*first, *(c for c in frame.columns if c not in first)]]
+
     def _plan(self) -> pd.DataFrame:
         import pandas as pd
 
@@ -103,7 +119,9 @@ class StudyReader:
         if data is None:
             raise StoreError(f"{self.folder.path('plan.parquet')} is missing")
         try:
-            return pd.read_parquet(io.BytesIO(data))
+            plan = pd.read_parquet(io.BytesIO(data))
+            # A search that has not chosen a cell yet.
+            return plan if len(plan.columns) else pd.DataFrame(columns=["cell", "arm", "seed"])
         except Exception as error:
             raise StoreError(f"{self.folder.path('plan.parquet')} is damaged ({error})") from None
 
@@ -122,6 +140,7 @@ class StudyReader:
 #: What training adds to a replicate's recipe columns.
 RESULT_COLUMNS = (
     "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
+    "test_top5_accuracy", "memorised", "recovered",
     "images_seen", "gradient_evaluations", "train_seconds", "eps_norm", "cosine_to_sam", "eta_vanished",
     "skipped_steps", "label_hash", "device", "run",
 )  # fmt: skip

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +25,15 @@ from ray import tune  # the environment above has to be set first
 from study.board import Board, worst
 from study.cluster import choose_resources
 from study.keeper import FolderKeeper
+from study.measured import tags
 from study.plan import Plan, PlannedTrial
 from study.progress import Display, make_display
 from study.provenance import now, provenance
+from study.sampling import Sampling
 from study.scheduling import make_scheduler
 from study.store import StoreError, StudyFolder
 from study.trouble import Trouble
+from trainables.models.weights import weights_source
 from trainables.trial import Trial
 
 
@@ -40,7 +44,9 @@ class Summary:
     run: str
     seconds: float
     train_seconds: float  # of training in this run, summed over the replicates; what a killed worker lost included
+    trials: int  # that this run had to do
     ended: dict[str, int] = field(default_factory=dict)  # trials of this run by how they ended
+    unmeasured: list[str] = field(default_factory=list)  # a line for each measure that failed
     interrupted: bool = False
 
 
@@ -65,7 +71,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
         "started": now(),
         "ended": None,
         "resources": resources,
-        "data_fingerprints": plan.fingerprints,
+        "data_fingerprints": plan.surveyor.fingerprints(),
         **provenance(),
     }
     folder.save_run(run, record)
@@ -92,8 +98,10 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
         run=run,
         seconds=time.monotonic() - began,
         train_seconds=recorder.train_seconds,
+        trials=len(plan.todo),
         ended=recorder.ended,
-        interrupted=sum(recorder.ended.values()) < len(plan.todo),
+        unmeasured=recorder.unmeasured,
+        interrupted=sum(recorder.ended.values()) < len(plan.todo) or any(plan.unsampled().values()),
     )
     folder.save_run(
         run,
@@ -103,6 +111,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
             "seconds": round(summary.seconds, 3),
             "train_seconds": round(summary.train_seconds, 3),
             "trials": summary.ended,
+            "unmeasured": summary.unmeasured,
             "interrupted": summary.interrupted,
             "devices": sorted(recorder.devices),
         },
@@ -120,11 +129,12 @@ def _fit(
     trouble: Trouble,
 ) -> None:
     study = plan.study
+    make_job = JobMaker(resources, tags(study.measures))
     trainable = tune.with_resources(
         tune.with_parameters(
             Trial,
             keeper=FolderKeeper(folder, study.checkpoints.keep),
-            jobs={trial.id: _job(trial, resources) for trial in plan.todo},
+            jobs={} if study.search else {trial.id: make_job(trial) for trial in plan.todo},
             data_root=_absolute(study.data_root()),
             threads=max(1, int(resources["cpu"])),
             checkpoint_every=study.checkpoints.every,
@@ -132,17 +142,25 @@ def _fit(
         ),
         resources,
     )
-    names = {trial.id: _name(trial) for trial in plan.todo}
     # Failures are recorded with their reason; Ray would print each one's whole traceback over the display.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    scheduler = make_scheduler(plan, folder, run, trouble)
+    sampling: dict[str, Any] = {}
+    if study.search is not None:
+        sampling = {
+            "search_alg": Sampling(plan, folder, make_job, [recorder.expect, scheduler.expect], trouble),
+            "num_samples": -1,
+            "max_concurrent_trials": study.search.concurrency,
+        }
     tune.Tuner(
         trainable,
-        param_space={"trial": tune.grid_search([trial.id for trial in plan.todo])},
+        param_space={} if study.search else {"trial": tune.grid_search([trial.id for trial in plan.todo])},
         tune_config=tune.TuneConfig(
-            scheduler=make_scheduler(plan, folder, run, trouble),
+            scheduler=scheduler,
             reuse_actors=True,
-            trial_name_creator=lambda trial: names[trial.config["trial"]],
+            trial_name_creator=lambda trial: recorder.name(trial),
             trial_dirname_creator=lambda trial: trial.config["trial"],
+            **sampling,
         ),
         run_config=tune.RunConfig(
             name=study.name,
@@ -156,16 +174,35 @@ def _fit(
     ).fit()
 
 
-def _job(trial: PlannedTrial, resources: dict[str, float]) -> dict[str, Any]:
-    recipe = trial.cell.recipe
-    # A trial that was given no GPU must not find one by itself.
-    device = recipe.device if resources["gpu"] else "cpu"
-    return {
-        "cell": trial.cell.id,
-        "recipe": {**recipe.settings(), "device": device},
-        "seeds": list(trial.seeds),
-        "until": trial.until,
-    }
+class JobMaker:
+    """What a worker is told of a trial.
+
+    Args:
+        resources: of one trial.
+        measures: the study's, by tag.
+    """
+
+    def __init__(self, resources: dict[str, float], measures: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+        self._gpu, self._measures = bool(resources["gpu"]), dict(measures)
+
+    def __call__(self, trial: PlannedTrial) -> dict[str, Any]:
+        recipe = trial.cell.recipe
+        here: dict[str, Any] = {
+            # A trial that was given no GPU must not find one by itself.
+            "device": recipe.device if self._gpu else "cpu",
+            "loader_workers": recipe.loader_workers,
+        }
+        if recipe.pretrained:
+            path = weights_source(recipe.pretrained, model=recipe.model).path
+            here["pretrained"] = _absolute(str(path)) if path else recipe.pretrained
+        return {
+            "cell": trial.cell.id,
+            "recipe": {**recipe.settings(), **here},
+            "seeds": list(trial.seeds),
+            "until": trial.until,
+            "trained": bool(trial.trained),
+            "measures": self._measures,
+        }
 
 
 def _name(trial: PlannedTrial) -> str:
@@ -192,8 +229,18 @@ class Recorder(tune.Callback):
         self.devices: set[str] = set()
         self.train_seconds = 0.0
         self.final = plan.study.checkpoints.final
+        self.unmeasured: list[str] = []
         self._trials = {trial.id: trial for trial in plan.todo}
         self._recorded: set[str] = set()
+
+    def expect(self, trial: PlannedTrial) -> None:
+        """Take in a trial that a search has just chosen."""
+        self._trials[trial.id] = trial
+        self.board.expect(trial)
+
+    def name(self, trial: Any) -> str:
+        """What Ray shows a trial as."""
+        return _name(self._planned(trial))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles its callbacks for its own restore, which this project never uses."""
@@ -211,8 +258,12 @@ class Recorder(tune.Callback):
         # What this run trained: the rows' own seconds go back to the trial's beginning, in whichever run that was.
         self.train_seconds += result["step_seconds"]
         self.board.report(planned.id, planned.cell.id, result["epoch"], result["validation_accuracy"])
+        self.unmeasured += result.get("unmeasured", [])
         outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
-        if outcome:
+        if outcome == "measured":
+            # Its end is on record, and who trained it.
+            self._note(planned, "measured")
+        elif outcome:
             rows = [self._row(planned, row, outcome) for row in result["replicates"]]
             self._end(planned, [{**row, "device": result["device"]} for row in rows])
         self.display.update()
@@ -220,8 +271,13 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed for the last time."""
         planned = self._planned(trial)
-        failed = {**self._common(planned), "status": "failed", "epoch": None, "reason": _reason(trial)}
-        self._end(planned, [{**failed, "seed": seed} for seed in planned.seeds])
+        if planned.trained:
+            # It is complete, whatever became of measuring it.
+            self.unmeasured.append(f"trial {planned.id}: {_reason(trial)}")
+            self._note(planned, "failed")
+        else:
+            failed = {**self._common(planned), "status": "failed", "epoch": None, "reason": _reason(trial)}
+            self._end(planned, [{**failed, "seed": seed} for seed in planned.seeds])
         self.display.update()
 
     def _planned(self, trial: Any) -> PlannedTrial:
@@ -252,8 +308,11 @@ class Recorder(tune.Callback):
             state = worst([row["status"] for row in rows])
             if state == "complete" and not self.final:
                 self.folder.delete_checkpoints(trial.id)
+        self._note(trial, state)
+
+    def _note(self, trial: PlannedTrial, state: str) -> None:
         self._recorded.add(trial.id)
-        self.board.end(trial.id, trial.cell.id, state)
+        self.board.end(trial.id, trial.cell.id, "complete" if trial.trained else state)
         self.ended[state] = self.ended.get(state, 0) + 1
 
 

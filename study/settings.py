@@ -1,12 +1,32 @@
-"""The study's sections that say how it runs: scheduler, resources, checkpoints."""
+"""The study's smaller sections: exceptions, scheduler, resources, checkpoints."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from trainables.problems import nearest
+from trainables.recipe import Recipe
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Exceptional(BaseModel):
+    """Settings of the cells that match: `when` compares recipe settings, or `arm`; a list matches any of its values."""
+
+    model_config = STRICT
+    when: dict[str, Any] = Field(min_length=1)
+    set: dict[str, Any] = Field(min_length=1)
+
+    @field_validator("when", "set")
+    @classmethod
+    def _known(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        known = [*Recipe.model_fields, *(["arm"] if info.field_name == "when" else [])]
+        for key in settings:
+            if key not in known:
+                raise ValueError(f"unknown setting {key!r}{nearest(key, known)}")
+        return settings
 
 
 class Scheduler(BaseModel):

@@ -1,25 +1,21 @@
-"""Study: one YAML file that asks a question, checked whole before anything starts. No Ray, no torch.
-
-A shared setting (`recipe`, `grid`) goes to every arm that uses it; an arm's own settings stand above both. What no arm
-uses is an error, and so is a setting that an arm names itself and does not use.
-"""
+"""Study: one YAML file that asks a question, checked whole before anything starts. No Ray, no torch."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from study.settings import STRICT, Checkpoints, Resources, Scheduler
-from study.yaml_text import Path as KeyPath
+from study.points import Assembled, Design, KeyPath, check, same_recipe_twice
+from study.search_space import Search
+from study.settings import STRICT, Checkpoints, Exceptional, Resources, Scheduler
 from study.yaml_text import YamlError, parse
+from trainables.measures.settings import check as check_measures
 from trainables.problems import Problem, RecipeError, nearest
 from trainables.recipe import Recipe
 
@@ -51,6 +47,9 @@ class Study(BaseModel):
     recipe: dict[str, Any] = {}
     arms: dict[str, dict[str, Any]] = {}
     grid: dict[str, list[Any]] = {}
+    exceptions: tuple[Exceptional, ...] = Field((), strict=False)
+    search: Search | None = None
+    measures: dict[str, Any] = {}
     seeds: tuple[int, ...] = Field((0,), strict=False, min_length=1)
     scheduler: Scheduler = Scheduler()
     resources: Resources = Resources()
@@ -58,6 +57,7 @@ class Study(BaseModel):
     max_failures: int = Field(2, ge=0, description="times a failed trial is tried again")
     storage: str = Field("results", min_length=1)
     data: str | None = Field(None, min_length=1)
+    small: dict[str, Any] = Field({}, description="settings above the file's that `--small` takes")
 
     @field_validator("name")
     @classmethod
@@ -94,13 +94,20 @@ class Study(BaseModel):
                 raise ValueError("a seed is named twice")
         return value
 
+    @field_validator("measures", mode="before")
     @classmethod
-    def load(cls, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
+    def _known_measures(cls, value: Any) -> Any:
+        # Kept as the settings they resolve to: two spellings of one measure are one measure.
+        return {name: settings.model_dump(mode="json") for name, settings in check_measures(value or {}).items()}
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], overrides: Sequence[str] = (), *, small: bool = False) -> Study:
         """Read and check a study file.
 
         Args:
             file: the YAML file.
             overrides: `key=value` settings above the file's, e.g. `recipe.epochs=2`, `epochs=2`, `seeds=[0]`.
+            small: take the file's own `small` settings above the others, and `_small` behind its name.
 
         Raises:
             StudyError: with every problem found, each with its line or key.
@@ -116,8 +123,11 @@ class Study(BaseModel):
             if not isinstance(content, dict):
                 raise YamlError("holds no mapping of keys to values (name, question, recipe, grid, ...)")
             content = _unshared(content)
+            if small:
+                _make_small(content, lines)
             for override in overrides:
-                _override(content, lines, override)
+                key, value = _override(override)
+                _put(content, lines, key, value, _SET, f"--set {override}")
         except YamlError as error:
             raise StudyError([f"{file}: {error}"]) from None
         try:
@@ -140,31 +150,50 @@ class Study(BaseModel):
             study = cls(**content)
         except ValidationError as error:
             found += _explain(error, cls, content)
-        found += _check_recipes(content) if study is None else _check_recipes(study.model_dump())
+        # The recipes are judged even where other sections are wrong: every error of a file at once.
+        design = _design(content)
+        search = study.search if study else None
+        found += check(design, _ends(design, search)) + _check_sections(content, design, search)
         if study is not None and not found:
-            found += _check_arms(study) + _check_schedule(study)
+            found += same_recipe_twice(study.points) + _check_schedule(study) + _check_search(study)
         if study is None or found:
             # The order of the file, and no problem twice.
             raise _Located(list(dict.fromkeys(found)))
         return study
 
-    def arms_or_one(self) -> dict[str, dict[str, Any]]:
-        """The arms; a study without any has one, named after its optimiser."""
-        return _arms(self.recipe, self.arms)
+    @cached_property
+    def design(self) -> Design:
+        """The sections that make the recipes."""
+        return Design.of(self.recipe, self.arms, self.grid, [(e.when, e.set) for e in self.exceptions])
 
     @cached_property
     def points(self) -> list[tuple[str, Recipe]]:
-        """Every (arm, recipe) of arms x grid, each recipe once an arm: an arm crosses the axes that it uses."""
-        found = []
-        for arm, own in self.arms_or_one().items():
-            seen = set()
-            for point in _grid_points(self.grid, own):
-                recipe = _resolve({**self.recipe, **point}, own)
-                key = tuple(recipe.__dict__.values())
-                if key not in seen:
-                    seen.add(key)
-                    found.append((arm, recipe))
-        return found
+        """Every (arm, recipe) of arms x grid, each recipe once an arm; none where a search is to find them."""
+        return [] if self.search else self.design.recipes()
+
+    def searched(self, arm: str) -> Search | None:
+        """The search over those axes that an arm uses: that it does not name itself and that its optimiser reads."""
+        if self.search is None:
+            return None
+        own = self.search.only(self.search.space.keys() - self.design.arms[arm].keys())
+        used: set[str] = set()
+        for point in _ends(self.design, own, [arm]):
+            used |= point.resolve().settings().keys()
+        return own.only(used)
+
+    def anywhere(self, arm: str) -> Recipe:
+        """A recipe of the arm, at some point of the grid or of the search's space."""
+        if self.search is None:
+            return next(self.design.points(arm)).resolve()
+        return _ends(self.design, self.searched(arm), [arm])[0].resolve()
+
+    def sampled(self, arm: str, values: Mapping[str, Any]) -> Recipe:
+        """The recipe of an arm at a point of the search's space.
+
+        Raises:
+            RecipeError: the values do not go together.
+        """
+        return self.design.assemble(arm, values, {}).resolve()
 
     def data_root(self) -> str | None:
         """Folder of the data sets' files: the study's, else the environment's, else None."""
@@ -179,121 +208,79 @@ class _Located(StudyError):
         super().__init__([_join(path, message) for path, message in found])
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where an arm's settings come from, to name the right key in a message."""
-
-    arm: str | None
-    own: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    grid: Mapping[str, Any]
-
-    def path(self, key: str, point: Mapping[str, Any]) -> KeyPath:
-        if key in self.own and self.arm is not None:
-            return ("arms", self.arm, key)
-        if key in point and key not in Recipe.model_fields:
-            return ("grid", key)
-        if key in point:
-            return ("grid", key, [repr(v) for v in self.grid[key]].index(repr(point[key])))
-        return ("recipe", key)
-
-
-def _arms(recipe: Mapping[str, Any], arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return dict(arms) or {str(recipe.get("optimiser", Recipe.model_fields["optimiser"].default)): {}}
-
-
-def _grid_points(grid: Mapping[str, list[Any]], own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    axes = {k: v for k, v in grid.items() if k not in own}
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
-
-
-def _resolve(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Recipe:
-    """The recipe of shared and own settings; shared ones that it does not use are left out.
-
-    Raises:
-        RecipeError: anything else that is wrong.
-    """
-    settings = {**shared, **own}
-    # A setting can become unused only when another one has been left out: a few rounds at the most.
-    while True:
-        try:
-            return Recipe.of(settings)
-        except RecipeError as error:
-            drop = {p.key for p in error.problems if p.unused and p.key in settings and p.key not in own}
-            if not drop:
-                raise
-            settings = {k: v for k, v in settings.items() if k not in drop}
-
-
-def _check_recipes(content: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Problems of the recipes that the study's arms and grid make, each once and at the key that caused it."""
+def _design(content: Mapping[str, Any]) -> Design:
+    """The sections that make the recipes, as far as they are what they have to be."""
     recipe, grid, arms = (_mapping(content.get(key)) for key in ("recipe", "grid", "arms"))
-    found: dict[tuple[KeyPath, str], None] = {}
-    for key, values in grid.items():
+    exceptions = content.get("exceptions")
+    return Design.of(
+        recipe,
+        {k: _mapping(v) for k, v in arms.items()},
+        {k: v for k, v in grid.items() if isinstance(v, list) and v},
+        [
+            (_mapping(e.get("when")), _mapping(e.get("set")))
+            for e in (exceptions if isinstance(exceptions, list) else [])
+            if isinstance(e, dict)
+        ],
+    )
+
+
+def _ends(design: Design, search: Search | None, arms: Iterable[str] | None = None) -> list[Assembled]:
+    """The ends of a search's axes as points to be judged; none without a search."""
+    found = []
+    for arm in (design.arms if arms is None else arms) if search else ():
+        for values in search.ends() if search else ():
+            point = {k: v for k, v in values.items() if k not in design.arms[arm]}
+            found.append(design.assemble(arm, point, {k: ("search", "space", k) for k in point}))
+    return found
+
+
+def _check_sections(content: Mapping[str, Any], design: Design, search: Search | None) -> list[tuple[KeyPath, str]]:
+    """Sections that do not go together, whatever is in them."""
+    found: list[tuple[KeyPath, str]] = []
+    for key, values in _mapping(content.get("grid")).items():
         if values == []:
-            found[("grid", key), "has no values"] = None
-        elif isinstance(values, list) and len({repr(v) for v in values}) < len(values):
-            found[("grid", key), "has a value twice"] = None
-    grid = {k: v for k, v in grid.items() if isinstance(v, list) and v}
-    arms = {k: _mapping(v) for k, v in arms.items()}
-    for key in recipe.keys() & grid.keys():
-        found[("grid", key), _twice(key)] = None
-    used: set[str] = set()
-    for arm, own in _arms(recipe, arms).items():
-        origin = _Origin(arm if arm in arms else None, own, recipe, grid)
-        for point in _grid_points(grid, own):
-            try:
-                used |= _resolve({**recipe, **point}, own).settings().keys()
-            except RecipeError as error:
-                for problem in error.problems:
-                    if not problem.unused or problem.key in own:
-                        found[origin.path(problem.key, point), problem.message] = None
-                used |= {p.key for p in error.problems if not p.unused}
-                if len(found) > 20:
-                    return list(found)
-    # Every recipe uses its device, though that is no part of its identity, and all images where train_size is null.
-    used |= {"device", "train_size"}
-    if not found:
-        for section, settings in (("recipe", recipe), ("grid", grid)):
-            for key in settings:
-                if key not in used and not (section == "recipe" and settings[key] is None):
-                    found[(section, key), _nobody_uses(key, recipe, arms)] = None
-    return list(found)
+            found.append((("grid", key), "has no values"))
+    if search is None:
+        return found
+    if content.get("grid"):
+        found.append((("grid",), "a study has a grid or a search; put the axis into search.space as choices"))
+    for key in search.space:
+        if key in design.recipe:
+            found.append((("search", "space", key), "is given in recipe too; leave it in one place"))
+        elif all(key in own for own in design.arms.values()):
+            found.append((("search", "space", key), "every arm sets its own"))
+    return found
 
 
-def _twice(key: str) -> str:
-    return f"is given in recipe too; leave it in one place (an axis is replaced by --set {key}=[...])"
-
-
-def _nobody_uses(key: str, recipe: Mapping[str, Any], arms: Mapping[str, Any]) -> str:
-    pinned = [name for name, own in arms.items() if key in own]
-    if pinned:
-        return f"every arm that uses it sets its own ({', '.join(pinned)})"
-    return f"no arm uses it (arms: {', '.join(_arms(recipe, arms))})"
-
-
-def _check_arms(study: Study) -> list[tuple[KeyPath, str]]:
-    """Each cell belongs to one arm: counted in two, its seeds would count twice."""
-    seen: dict[str, str] = {}
-    for arm, recipe in study.points:
-        first = seen.setdefault(recipe.identity(""), arm)
-        if first != arm:
-            knobs = ", ".join(f"{k} {v:g}" for k in ("gamma", "eta") if (v := getattr(recipe, k)) is not None)
-            what = f" at {knobs}" if knobs else ""
-            return [(("arms", arm), f"is the same recipe as arm {first}{what}; leave it out or change one of them")]
-    return []
+def _check_search(study: Study) -> list[tuple[KeyPath, str]]:
+    if study.search is None:
+        return []
+    found: list[tuple[KeyPath, str]] = [
+        (("search", *key), message) for key, message in study.search.conflicts(study.scheduler.name)
+    ]
+    arms = {arm: set(search.space) if (search := study.searched(arm)) else set() for arm in study.design.arms}
+    for key in study.search.space.keys() - set().union(*arms.values()):
+        found.append((("search", "space", key), f"no arm uses it (arms: {', '.join(arms)})"))
+    for arm, axes in arms.items():
+        if not axes:
+            found.append((("arms", arm), "uses no axis of the search's space; put it into a study of its own"))
+    return found
 
 
 def _check_schedule(study: Study) -> list[tuple[KeyPath, str]]:
     if study.scheduler.name != "asha":
         return []
-    lengths = {recipe.epochs for _, recipe in study.points}
-    if len(lengths) > 1:
-        return [(("scheduler",), f"asha compares cells of one length; these have epochs {sorted(lengths)}")]
-    grace, epochs = study.scheduler.grace_period or 1, lengths.pop()
-    if grace >= epochs:
-        return [(("scheduler", "grace_period"), f"{grace} of {epochs} epochs leaves nothing to stop")]
+    lengths: dict[str, set[int]] = {arm: set() for arm in study.design.arms}
+    for arm, recipe in study.points:
+        lengths[arm].add(recipe.epochs)
+    for arm in study.design.arms:
+        lengths[arm] |= {p.resolve().epochs for p in _ends(study.design, study.searched(arm), [arm])}
+    grace, _ = study.scheduler.settings()
+    for arm, epochs in lengths.items():
+        if len(epochs) > 1:
+            return [(("scheduler",), f"asha compares cells of one length; arm {arm}'s have epochs {sorted(epochs)}")]
+        if grace >= min(epochs):
+            return [(("scheduler", "grace_period"), f"{grace} of {min(epochs)} epochs leaves nothing to stop")]
     return []
 
 
@@ -307,14 +294,16 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Mapping[st
     for item in error.errors():
         path = tuple(item["loc"])
         given, kind = item["input"], item["type"]
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, RecipeError):
+            # A section with keys of its own, checked by those who know them.
+            found += [((*path, *p.key.split(".")) if p.key else path, p.message) for p in cause.problems]
+            continue
         match kind:
             case "missing":
                 message = "is missing"
             case "extra_forbidden":
-                known: Mapping[str, Any] = model.model_fields
-                if len(path) > 1:
-                    known = model.model_fields[str(path[0])].annotation.model_fields  # type: ignore[union-attr]
-                message = f"unknown{nearest(str(path[-1]), known)}"
+                message = f"unknown{nearest(str(path[-1]), _known_keys(model, path[:-1]))}"
                 if len(path) == 1 and path[0] in Recipe.model_fields:
                     message = "unknown here; it belongs under recipe (or under grid, as a list)"
             case "value_error":
@@ -327,22 +316,46 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Mapping[st
     return found
 
 
-def _override(content: dict[str, Any], lines: dict[KeyPath, int], override: str) -> None:
-    """Apply one `key=value`; a bare recipe field means `recipe.<field>`."""
+def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """The keys of the section that a path leads to."""
+    for part in path:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        inner = model.model_fields[part].annotation
+        while not isinstance(inner, type) or not issubclass(inner, BaseModel):
+            # A section that may be missing, or a list of them: `Search | None`, `tuple[Exceptional, ...]`.
+            inner = get_args(inner)[0]
+        model = inner
+    return list(model.model_fields)
+
+
+def _override(override: str) -> tuple[str, Any]:
+    """The key and the value of one `key=value`."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise YamlError(f"--set {override}: write key=value")
-    path = key.strip().split(".")
-    if len(path) == 1 and path[0] not in Study.model_fields and path[0] in Recipe.model_fields:
-        path = (
-            ["grid", path[0]]
-            if path[0] in _mapping(content.get("grid")) and text.strip().startswith("[")
-            else ["recipe", path[0]]
-        )
     try:
-        value, _ = parse(text)
+        return key.strip(), parse(text)[0]
     except YamlError as error:
         raise YamlError(f"--set {override}: {error}") from None
+
+
+def _make_small(content: dict[str, Any], lines: dict[KeyPath, int]) -> None:
+    """Apply the file's own `small` settings, each at the line where it stands."""
+    small = content.pop("small", None)
+    if not small or not isinstance(small, dict):
+        raise YamlError("has no `small` settings (keys as for --set, and their values)")
+    content["name"] = f"{content.get('name')}_small"
+    for key, value in small.items():
+        _put(content, lines, str(key), value, lines.get(("small", key), _SET), f"small.{key}")
+
+
+def _put(content: dict[str, Any], lines: dict[KeyPath, int], key: str, value: Any, line: int, said: str) -> None:
+    """Set one value; a bare recipe field means `recipe.<field>`, or its grid axis where a list replaces that."""
+    path = key.split(".")
+    if len(path) == 1 and path[0] not in Study.model_fields and path[0] in Recipe.model_fields:
+        axis = path[0] in _mapping(content.get("grid")) and isinstance(value, list)
+        path = ["grid" if axis else "recipe", path[0]]
     place = content
     for part in path[:-1]:
         inner = place.setdefault(part, {})
@@ -350,12 +363,12 @@ def _override(content: dict[str, Any], lines: dict[KeyPath, int], override: str)
             # An empty section, or the short form of one: `scheduler: asha`, `resources: auto`.
             inner = place[part] = {"name": inner} if part == "scheduler" and inner else {}
         if not isinstance(inner, dict):
-            raise YamlError(f"--set {override}: {part} holds no keys")
+            raise YamlError(f"{said}: {part} holds no keys")
         place = inner
     place[path[-1]] = value
     for known in [known for known in lines if known[: len(path)] == tuple(path)]:
         del lines[known]
-    lines[tuple(path)] = _SET
+    lines[tuple(path)] = line
 
 
 def _at(file: object, path: KeyPath, lines: Mapping[KeyPath, int]) -> str:

@@ -4,10 +4,12 @@
       study.json                     schema version, the checked study
       study.yaml                     the file as its user wrote it
       plan.parquet                   one row per planned replicate: cell, arm, seed, the recipe's columns
+      search.db                      Optuna's record of a search (SQLite), unless its study names a database
       runs/<run>.json                provenance of each run: when, where, with what versions, how it ended
       trials/<trial>/history.parquet     one row per seed and epoch, written by the trial
       trials/<trial>/decisions.parquet   the scheduler's decisions on it, written by the driver before they are acted on
       trials/<trial>/replicates.parquet  one row per seed when the trial has ended: that it exists means "ended"
+      trials/<trial>/measures/<tag>.parquet  what was measured on its networks, see study.measured
       trials/<trial>/checkpoints/<epoch>.pt   with its checksum in the file
       report/                        what `study report` draws
 
@@ -38,7 +40,17 @@ SCHEMA = 1
 
 _MAGIC = b"sharpness-study checkpoint 1\n"
 
-_OWN = {"plan.parquet", "study.yaml", "study.json", "runs", "trials", "report", ".writable"}
+_OWN = {
+    "plan.parquet",
+    "study.yaml",
+    "study.json",
+    "search.db",
+    "search.db-journal",
+    "runs",
+    "trials",
+    "report",
+    ".writable",
+}
 
 #: A replicate with one of these is not trained again by the same plan.
 ENDED = ("complete", "stopped", "diverged")
@@ -161,10 +173,28 @@ class StudyFolder:
 
     def save_study(self, spec: Mapping[str, Any], text: str, plan_rows: list[dict[str, Any]]) -> None:
         """Freeze what is about to run: the checked study, the file as written, and every planned replicate."""
-        self.write(_parquet(plan_rows), "plan.parquet")
+        self.save_plan(plan_rows)
         self.write(text.encode(), "study.yaml")
         # Last: a folder with study.json has everything before it.
         self.write(_json({"schema": SCHEMA, "study": dict(spec)}), "study.json")
+
+    def save_plan(self, rows: list[dict[str, Any]]) -> None:
+        """Write every planned replicate; a search adds to them as it chooses."""
+        self.write(_parquet(rows), "plan.parquet")
+
+    def plan_rows(self) -> list[dict[str, Any]]:
+        """The rows of plan.parquet; none in a folder without one."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        data = self.read("plan.parquet")
+        if data is None:
+            return []
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{self.path('plan.parquet')} is damaged ({error})") from None
+        return rows
 
     def spec(self) -> dict[str, Any] | None:
         """The study as it was frozen, or None in a folder without one.
@@ -229,6 +259,21 @@ class StudyFolder:
 
     def save_decisions(self, trial: str, rows: list[dict[str, Any]]) -> None:
         self.write(_parquet(rows), "trials", trial, "decisions.parquet")
+
+    def save_measure(self, trial: str, tag: str, rows: list[dict[str, Any]]) -> None:
+        self.write(_parquet(rows), "trials", trial, "measures", f"{tag}.parquet")
+
+    def measures(self, trial: str) -> set[str]:
+        """The tags of what has been measured on a trial."""
+        names = self.names("trials", trial, "measures")
+        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+
+    def measured(self, trials: Iterable[str]) -> dict[str, tuple[set[str], bool]]:
+        """Of each trial the tags of its measures, and whether it has a checkpoint that could be measured."""
+        names = list(trials)
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda trial: (self.measures(trial), bool(self._checkpoint_names(trial))), names)
+            return dict(zip(names, found, strict=True))
 
     def trial_table(
         self, file: str, trials: Iterable[str] | None = None, columns: Sequence[str] | None = None

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trainables.data import DATASETS
+from trainables.data import DATASETS, DatasetFacts
 from trainables.models import MODELS
 from trainables.problems import Problem, RecipeError, explain, nearest
 
@@ -29,9 +29,16 @@ from trainables.problems import Problem, RecipeError, explain, nearest
 SEMANTICS = 1
 
 #: Fields that say where a recipe runs and not what it is: outside its identity.
-EXECUTION = frozenset({"device"})
+EXECUTION = frozenset({"device", "loader_workers"})
 
-_AUGMENTATIONS = ("crop", "flip", "cutout")
+#: Fields that say where a file lies. What is in it belongs to the identity (the data's fingerprint, the weights' mark);
+#: where it lies does not, so a study may move to another machine.
+PLACES = frozenset({"folder", "pretrained"})
+
+_AUGMENTATIONS = ("resized_crop", "crop", "flip", "autoaugment", "cutout")
+
+#: Pixels of an image's side where the data set has images of any size: what ImageNet networks are made for.
+USUAL_SIDE = 224
 
 PROBING = ("sam", "asam", "fsam")
 
@@ -47,18 +54,27 @@ class Recipe(BaseModel):
 
     # What is learned from
     dataset: str = "digits"
+    folder: str | None = Field(None, min_length=1, description="of an image_folder, in the data root")
+    image_side: int | None = Field(None, ge=1, description="pixels of an image's side as the network sees it")
     train_size: int | None = Field(None, ge=2, description="images kept of the training split; all if missing")
     validation_size: int | None = Field(None, ge=1, description="images held out of the training set")
+    test_size: int | None = Field(None, ge=1, description="test images that are measured; all if missing")
     split_seed: int = Field(0, ge=0, lt=2**63, description="one split for the study, whatever the seed")
     label_noise: float = Field(0.0, ge=0, le=1)
     label_noise_kind: Literal["symmetric", "uniform"] | None = None
     validation_labels: Literal["clean", "noisy"] | None = None
-    augmentation: tuple[Literal["crop", "flip", "cutout"], ...] = Field((), strict=False)
+    augmentation: tuple[Literal["resized_crop", "crop", "flip", "autoaugment", "cutout"], ...] = Field((), strict=False)
     crop_padding: int | None = Field(None, ge=1)
+    autoaugment_policy: Literal["cifar10", "imagenet", "svhn"] | None = None
     cutout_size: int | None = Field(None, ge=1)
+
+    normalisation: Literal["data", "imagenet", "half"] | None = Field(
+        None, description="the training split's statistics, ImageNet's, or mean and deviation 0.5"
+    )
 
     # What learns
     model: str = "digits_cnn"
+    pretrained: str | None = Field(None, min_length=1, description="a file of weights, or hub:NAME; none if missing")
     dropout: float | None = Field(None, ge=0, lt=1)
 
     # How the neighbourhood is probed
@@ -80,13 +96,14 @@ class Recipe(BaseModel):
     beta2: float | None = Field(None, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    epochs: int = Field(200, ge=1)
+    epochs: int = Field(200, ge=0, description="0 measures the network as it starts")
     batch_size: int = Field(128, ge=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
 
     # Where it runs
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    loader_workers: int | None = Field(None, ge=0, description="processes that decode images of a set that streams")
 
     @field_validator("dataset")
     @classmethod
@@ -163,30 +180,68 @@ class Recipe(BaseModel):
         """All fields as flat table values; what this recipe does not use is None."""
         return {k: "+".join(v) if isinstance(v, tuple) else v for k, v in self.__dict__.items()}
 
-    def identity(self, data_fingerprint: str) -> str:
-        """12 hexadecimal digits that change whenever the recipe or its data would give other numbers.
+    def essence(self) -> dict[str, Any]:
+        """`settings` without the places of files: two recipes with one essence train to the same numbers."""
+        return {k: v for k, v in self.settings().items() if k not in PLACES}
+
+    def identity(self, data_fingerprint: str, weights_mark: str | None = None) -> str:
+        """12 hexadecimal digits that change whenever recipe, data or first weights would give other numbers.
 
         On one kind of device: a GPU rounds, and draws its augmentation, in its own way. Each replicate's row says
         where it was trained.
         """
-        return digest(SEMANTICS, self.settings(), data_fingerprint)
+        return digest(SEMANTICS, self.essence(), data_fingerprint, weights_mark)
 
     @property
     def probes(self) -> bool:
         """Whether a step takes a second gradient at the worst point of a neighbourhood."""
         return self.optimiser in PROBING
 
-    @property
-    def train_images(self) -> int:
-        """Images of the training split."""
-        facts = DATASETS[self.dataset]
-        rest = facts.train - (self.validation_size or facts.validation)
+    def train_images(self, facts: DatasetFacts) -> int:
+        """Images of the training split, of a data set whose counts are known."""
+        assert facts.train is not None
+        assert self.validation_size is not None
+        rest = facts.train - self.validation_size
         return min(self.train_size or rest, rest)
 
-    @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_epoch(self, facts: DatasetFacts) -> int:
         """Optimiser steps of one epoch; the short last batch counts."""
-        return -(-self.train_images // self.batch_size)
+        return -(-self.train_images(facts) // self.batch_size)
+
+    def misfits(self, facts: DatasetFacts) -> list[Problem]:
+        """What does not go with a data set whose counts are known: sizes that it cannot give, a batch of one image."""
+        assert facts.train is not None
+        found = []
+        room = facts.train - (self.validation_size or 0)
+        if room < 2:
+            found.append(
+                Problem("validation_size", f"{self.validation_size} leaves no training images of {facts.train}")
+            )
+        elif self.train_size and self.train_size > room:
+            found.append(
+                Problem(
+                    "train_size",
+                    f"{self.train_size} asked, {room} there ({facts.train} less {self.validation_size} for validation)",
+                )
+            )
+        if self.test_size and facts.test is not None and self.test_size > facts.test:
+            found.append(Problem("test_size", f"{self.test_size} asked, {facts.test} there"))
+        return found or self._lonely_image(facts)
+
+    def _lonely_image(self, facts: DatasetFacts) -> list[Problem]:
+        """Refuse now, not after an epoch, a batch of one image to a BatchNorm that would see one value a channel."""
+        assert self.image_side is not None
+        if MODELS[self.model].least_batch(self.image_side) < 2 or not self.epochs:
+            return []
+        images = self.train_images(facts)
+        last = images % self.batch_size or self.batch_size
+        key, sizes = "batch_size", {last}
+        if self.m:
+            key, sizes = "m", {n % self.m or self.m for n in (last, self.batch_size)}
+        if 1 in sizes:
+            message = f"leaves a group of one image (of {images}), which {self.model}'s BatchNorm cannot normalise"
+            return [Problem(key, message)]
+        return []
 
     @property
     def gradients_per_step(self) -> int:
@@ -226,6 +281,10 @@ def _refuse_eta(r: Recipe) -> str:
 
 # The order matters where one default decides on the next field's use.
 _RULES: dict[str, _Rule] = {
+    "folder": _Rule(
+        lambda r: r.dataset == "image_folder", lambda r: None, lambda r: "only data set image_folder has a folder"
+    ),
+    "image_side": _Rule(lambda r: True, lambda r: DATASETS[r.dataset].side or USUAL_SIDE, lambda r: ""),
     "validation_size": _Rule(lambda r: True, lambda r: DATASETS[r.dataset].validation, lambda r: ""),
     "label_noise_kind": _Rule(
         lambda r: r.label_noise > 0, lambda r: "symmetric", lambda r: "label_noise is 0, so it is not used"
@@ -241,8 +300,22 @@ _RULES: dict[str, _Rule] = {
     "cutout_size": _Rule(
         lambda r: "cutout" in r.augmentation,
         # DeVries & Taylor 2017: 16 of CIFAR-10's 32 pixels, 8 on CIFAR-100.
-        lambda r: 8 if r.dataset == "cifar100" else max(1, DATASETS[r.dataset].side // 2),
+        lambda r: 8 if r.dataset == "cifar100" else max(1, _pixels(r) // 2),
         lambda r: "augmentation has no cutout, so it is not used",
+    ),
+    "autoaugment_policy": _Rule(
+        lambda r: "autoaugment" in r.augmentation,
+        # Cubuk et al. 2019 found one for each; sets of any size are photographs, as ImageNet's.
+        lambda r: "cifar10" if DATASETS[r.dataset].side else "imagenet",
+        lambda r: "augmentation has no autoaugment, so it is not used",
+    ),
+    "normalisation": _Rule(
+        lambda r: True,
+        # Published weights expect their own; ImageNet streams, so its statistics are taken as published.
+        lambda r: (
+            "imagenet" if DATASETS[r.dataset].streams else MODELS[r.model].normalisation if r.pretrained else "data"
+        ),
+        lambda r: "",
     ),
     "dropout": _Rule(lambda r: MODELS[r.model].dropout, lambda r: 0.0, lambda r: f"model {r.model} has no dropout"),
     "gamma": _Rule(lambda r: r.probes, lambda r: {"sam": 0.05, "asam": 0.5, "fsam": 0.1}[r.optimiser], _by_optimiser),
@@ -274,59 +347,45 @@ _RULES: dict[str, _Rule] = {
 
 _CHOICES = {
     "dataset", "model", "optimiser", "base", "asam_convention", "natural_gradient", "augmentation", "label_noise",
-    "dropout", "batch_size", "validation_size", "train_size", "momentum",
+    "dropout", "batch_size", "validation_size", "train_size", "momentum", "image_side", "folder",
 }  # fmt: skip
+
+
+def _pixels(r: Recipe) -> int:
+    """Side of the images while they are augmented: a set of one size is resized last."""
+    assert r.image_side is not None
+    return DATASETS[r.dataset].side or r.image_side
 
 
 def _conflicts(r: Recipe) -> list[Problem]:
     """Settings that are each right and do not go together."""
     found = []
     facts = DATASETS[r.dataset]
-    room = facts.train - (r.validation_size or 0)
-    if room < 2:
-        found.append(Problem("validation_size", f"{r.validation_size} leaves no training images of {facts.train}"))
-    elif r.train_size and r.train_size > room:
-        found.append(
-            Problem(
-                "train_size",
-                f"{r.train_size} asked, {room} there ({facts.train} less {r.validation_size} for validation)",
-            )
-        )
+    assert r.image_side is not None
+    if r.dataset == "image_folder" and r.folder is None:
+        found.append(Problem("folder", "is missing: which folder of class folders, in the data root"))
+    if r.validation_size is None:
+        found.append(Problem("validation_size", f"is missing: how many of {r.dataset}'s training images to hold out"))
+    if facts.streams and r.normalisation == "data":
+        found.append(Problem("normalisation", f"{r.dataset} streams from its files; say imagenet or half"))
     if r.m and r.m > r.batch_size:
         found.append(Problem("m", f"{r.m} is more than batch_size {r.batch_size}"))
     if r.nesterov and not r.momentum:
         found.append(Problem("nesterov", "needs momentum above 0"))
     if len(set(r.augmentation)) < len(r.augmentation):
         found.append(Problem("augmentation", "names an operation twice"))
+    if "autoaugment" in r.augmentation and facts.channels not in (1, 3):
+        found.append(Problem("augmentation", f"autoaugment is for grey or colour images; {r.dataset} has neither"))
     for key, pixels in (("cutout_size", r.cutout_size), ("crop_padding", r.crop_padding)):
-        if pixels and pixels > facts.side:
-            found.append(Problem(key, f"{pixels} pixels on images of {facts.side} x {facts.side}"))
-    if facts.side < MODELS[r.model].least_side:
-        least = MODELS[r.model].least_side
-        found.append(
-            Problem(
-                "model",
-                f"{r.model} needs images of at least {least} x {least} pixels; {r.dataset} has "
-                f"{facts.side} x {facts.side}",
-            )
-        )
-    if not found:
-        found += _lonely_image(r)
+        if pixels and pixels > _pixels(r):
+            found.append(Problem(key, f"{pixels} pixels on images of {_pixels(r)} x {_pixels(r)}"))
+    refusal = MODELS[r.model].refusal(r.image_side)
+    if refusal:
+        key = "model" if r.image_side == facts.side else "image_side"
+        found.append(Problem(key, f"{r.model} {refusal}"))
+    if not found and facts.train is not None:
+        found += r.misfits(facts)
     return found
-
-
-def _lonely_image(r: Recipe) -> list[Problem]:
-    """Refuse now, not after an epoch, a batch of one image to a BatchNorm that would see one value a channel."""
-    if MODELS[r.model].least_batch(DATASETS[r.dataset].side) < 2:
-        return []
-    last = r.train_images % r.batch_size or r.batch_size
-    key, sizes = "batch_size", {last}
-    if r.m:
-        key, sizes = "m", {n % r.m or r.m for n in (last, r.batch_size)}
-    if 1 in sizes:
-        message = f"leaves a group of one image (of {r.train_images}), which {r.model}'s BatchNorm cannot normalise"
-        return [Problem(key, message)]
-    return []
 
 
 def _known(noun: str, name: str, table: Mapping[str, Any]) -> str:

@@ -16,19 +16,23 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.data.augment import Augmentation, normalise
+from trainables.data.augment import Augmentation
+from trainables.data.images import Images
 from trainables.data.label_noise import corrupt, mask_hash
-from trainables.data.resident import resident
+from trainables.data.opened import opened
 from trainables.data.splits import Splits
+from trainables.measures.subject import Split, Subject, batch_indices
 from trainables.models import build
+from trainables.models.pretrained import load_pretrained
 from trainables.randomness import derive, global_stream, seed_global, stream
 from trainables.recipe import Recipe
 from trainables.schedule import learning_rate
@@ -48,7 +52,20 @@ EXPLODED = 1e3
 #: Examples whose gradients eq 11 holds at once.
 PER_EXAMPLE_CHUNK = 32
 
+#: From so many classes on, the share of images whose class is among the five likeliest is reported too (table 2).
+TOP5_CLASSES = 100
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of one split: mean cross-entropy in nats without smoothing; accuracies in [0, 1]; each image's answer, (N,)."""
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+    answers: Tensor = field(compare=False, repr=False)
 
 
 class Replicate:
@@ -65,12 +82,14 @@ class Replicate:
 
     Raises:
         trainables.data.DataError: the data set is missing or damaged.
+        trainables.models.weights.WeightsError: the pretrained weights are missing, damaged or of another network.
     """
 
     def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None) -> None:
         self.recipe, self.seed = recipe, seed
         self.device = resolve_device(recipe.device)
-        self.data: Splits = resident(recipe, data_root, self.device)
+        self.data: Splits = opened(recipe, data_root, self.device)
+        self._mean, self._std = self.data.normalised_as(str(recipe.normalisation))
         self.epoch = 0
         self.diverged = False
         self.images_seen = 0
@@ -78,28 +97,30 @@ class Replicate:
         self.train_seconds = 0.0
 
         self._dtype = torch.float64 if recipe.precision == "float64" else torch.float32
-        self._labels, self._validation_labels, self.label_hash = self._noisy_labels()
+        self._labels, self._validation_labels, self.label_hash, self._corrupted = self._noisy_labels()
         # Weights are drawn on the CPU, so that they are the same on every device.
         with global_stream(seed, "initial weights", 0, torch.device("cpu")):
             model = build(
                 recipe.model,
                 classes=self.data.classes,
-                channels=self.data.train.x.shape[1],
-                side=self.data.train.x.shape[2],
+                channels=self.data.train.channels,
+                side=int(recipe.image_side or self.data.train.side),
                 dropout=recipe.dropout,
             )
+        if recipe.pretrained:
+            load_pretrained(model, recipe.pretrained, model=recipe.model, classes=self.data.classes)
         # Channels last: convolutions read memory in order, on CPU (a quarter faster here) and on GPU.
         self.model: nn.Module = model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
         self.optimiser = _optimiser(recipe, self.model)
         self.scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "float16" else None
+        self._crop = "resized_crop" in recipe.augmentation
+        self._operations = [name for name in recipe.augmentation if name != "resized_crop"]
+        knobs = {key: getattr(recipe, key) for key in ("crop_padding", "cutout_size", "autoaugment_policy")}
         self._augment = Augmentation(
-            recipe.augmentation,
-            **{
-                k: v
-                for k, v in (("crop_padding", recipe.crop_padding), ("cutout_size", recipe.cutout_size))
-                if v is not None
-            },
+            self._operations, side=recipe.image_side, **{k: v for k, v in knobs.items() if v is not None}
         )
+        #: As an image is shown outside training.
+        self._plain = Augmentation((), side=recipe.image_side)
 
     def train_epoch(self) -> Row:
         """Train one epoch and evaluate on the validation split.
@@ -120,18 +141,21 @@ class Replicate:
             group["lr"] = lr
         self.model.train()
 
-        order = torch.randperm(len(data.train.x), generator=stream(self.seed, "data order", self.epoch))
+        order = torch.randperm(len(data.train), generator=stream(self.seed, "data order", self.epoch))
         # A stream for each operation: a recipe with one operation more keeps the draws of the others.
         draws: dict[str, torch.Generator] = {
-            name: stream(self.seed, f"augmentation {name}", self.epoch, self.device) for name in recipe.augmentation
+            name: stream(self.seed, f"augmentation {name}", self.epoch, self.device) for name in self._operations
         }
         batches = order.to(self.device).split(recipe.batch_size)
+        crop_seed = derive(self.seed, "augmentation resized_crop", self.epoch) if self._crop else None
         watched = {round(i * (len(batches) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         with global_stream(self.seed, "dropout", self.epoch, self.device):
-            for i, batch in enumerate(batches):
-                x = self._augment(data.train.x[batch], data.mean, data.std, draws.__getitem__).to(self._dtype)
+            for i, (batch, pixels) in enumerate(
+                zip(batches, data.train.batches(batches, crop_seed=crop_seed), strict=True)
+            ):
+                x = self._augment(pixels, self._mean, self._std, draws.__getitem__).to(self._dtype)
                 self.optimiser.watch = i in watched
                 batch_loss, batch_correct = self._step(i, x, self._labels[batch])
                 loss += batch_loss
@@ -144,11 +168,11 @@ class Replicate:
         self.images_seen += len(order)
         self.gradient_evaluations += len(batches) * recipe.gradients_per_step
         self.train_seconds += time.perf_counter() - start
-        validation_loss, validation_accuracy = self.evaluate("validation")
+        validation = self.evaluate("validation")
         train_loss = float(loss) / len(order)
         scaling = self.scaler is not None and self.scaler.get_scale() > 1
         self.diverged = (
-            not math.isfinite(validation_loss)
+            not math.isfinite(validation.loss)
             or train_loss > EXPLODED * math.log(data.classes)
             or (diagnostics["skipped_steps"] > len(batches) / 2 and not scaling)
         )
@@ -158,8 +182,8 @@ class Replicate:
             "lr": lr,
             "train_loss": train_loss,
             "train_accuracy": int(correct) / len(order),
-            "validation_loss": validation_loss,
-            "validation_accuracy": validation_accuracy,
+            "validation_loss": validation.loss,
+            "validation_accuracy": validation.accuracy,
             **diagnostics,
             "images_seen": self.images_seen,
             "gradient_evaluations": self.gradient_evaluations,
@@ -167,29 +191,91 @@ class Replicate:
             "diverged": self.diverged,
         }
 
+    def untrained_row(self) -> Row:
+        """The row of a recipe of 0 epochs: the network as it starts, on the validation split."""
+        validation = self.evaluate("validation")
+        return {
+            "seed": self.seed,
+            "epoch": 0,
+            "validation_loss": validation.loss,
+            "validation_accuracy": validation.accuracy,
+            "images_seen": 0,
+            "gradient_evaluations": 0,
+            "train_seconds": 0.0,
+            "diverged": not math.isfinite(validation.loss),
+        }
+
     @torch.inference_mode()
-    def evaluate(self, split: str) -> tuple[float, float]:
-        """Mean cross-entropy (nats, no smoothing) and accuracy in [0, 1] on `train`, `validation` or `test`.
+    def evaluate(self, split: str) -> Evaluation:
+        """Loss and accuracy on `train`, `validation` or `test`, without augmentation.
 
         Noisy labels are used where the recipe says so; the test labels are always clean.
         """
-        self._choose_arithmetic()
         images = getattr(self.data, split)
         labels = {"train": self._labels, "validation": self._validation_labels}.get(split, images.y)
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        size = EVALUATION_BATCH[self.device.type]
-        for x, y in zip(images.x.split(size), labels.split(size), strict=True):
-            logits = self._forward(normalise(x, self.data.mean, self.data.std).to(self._dtype))
+        among = torch.zeros((), dtype=torch.int64, device=self.device)
+        answers = []
+        index = torch.arange(len(labels), device=self.device).split(EVALUATION_BATCH[self.device.type])
+        for x, batch in zip(self._shown(images, index), index, strict=True):
+            logits, y = self._forward(x), labels[batch]
             loss += F.cross_entropy(logits, y, reduction="sum")
-            correct += (logits.argmax(1) == y).sum()
-        return float(loss) / len(labels), int(correct) / len(labels)
+            answers.append(logits.argmax(1))
+            among += (logits.topk(min(5, logits.shape[1])).indices == y[:, None]).sum()
+        answer = torch.cat(answers)
+        n = len(labels)
+        return Evaluation(float(loss) / n, int((answer == labels).sum()) / n, int(among) / n, answer)
+
+    def final(self) -> Row:
+        """What is measured once, when training is complete.
+
+        Returns:
+            `test_loss` and `test_accuracy`; with many classes `test_top5_accuracy`; with label noise, of the training
+            labels that are wrong, the share that the network gives back (`memorised`) and the share for which it
+            gives the true class all the same (`recovered`), both on images without augmentation.
+        """
+        test = self.evaluate("test")
+        row: Row = {"test_loss": test.loss, "test_accuracy": test.accuracy}
+        if self.data.classes >= TOP5_CLASSES:
+            row["test_top5_accuracy"] = test.top5_accuracy
+        wrong = self._corrupted
+        if wrong is not None and bool(wrong.any()):
+            answers = self.evaluate("train").answers[wrong]
+            row["memorised"] = float((answers == self._labels[wrong]).double().mean())
+            row["recovered"] = float((answers == self.data.train.y[wrong]).double().mean())
+        return row
+
+    def subject(self) -> Subject:
+        """This replicate's network and data, as `trainables.measures` wants them."""
+        return Subject(
+            model=self.model,
+            seed=self.seed,
+            device=self.device,
+            batches=self._measured_batches,
+            loss=lambda logits, y: F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing),
+            forward=self._forward,
+        )
+
+    def _measured_batches(self, split: Split, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images without augmentation in batches of the recipe's size, as `Subject.batches` promises them."""
+        images = getattr(self.data, split)
+        labels = self._labels if split == "train" else images.y
+        size = self.recipe.batch_size if split == "train" else EVALUATION_BATCH[self.device.type]
+        index = [part.to(self.device) for part in batch_indices(len(images), size, limit, seed=self.seed, split=split)]
+        for x, batch in zip(self._shown(images, index), index, strict=True):
+            yield x, labels[batch]
+
+    def _shown(self, images: Images, index: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Batches of images as the network sees them outside training."""
+        self._choose_arithmetic()
+        for pixels in images.batches(index):
+            yield self._plain(pixels, self._mean, self._std, _no_draws).to(self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if nothing had happened: plain values, copied tensors."""
         state = {
-            "recipe": self.recipe.settings(),
+            "recipe": self.recipe.essence(),
             "seed": self.seed,
             "diverged": self.diverged,
             "epoch": self.epoch,
@@ -210,8 +296,8 @@ class Replicate:
         """
         if state["seed"] != self.seed:
             raise ValueError(f"the state is of seed {state['seed']}, this replicate is seed {self.seed}")
-        if state["recipe"] != self.recipe.settings():
-            other = sorted(k for k, v in self.recipe.settings().items() if state["recipe"].get(k) != v)
+        if state["recipe"] != self.recipe.essence():
+            other = sorted(k for k, v in self.recipe.essence().items() if state["recipe"].get(k) != v)
             raise ValueError(f"the state is of another recipe; it differs in {', '.join(other) or 'more settings'}")
         state = copy.deepcopy(state)  # the optimiser would share its buffers with the state's other users
         self.model.load_state_dict(state["model"])
@@ -282,25 +368,26 @@ class Replicate:
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
-    def _noisy_labels(self) -> tuple[Tensor, Tensor, str]:
-        """Training and validation labels as this seed sees them, and the hash of the training ones."""
+    def _noisy_labels(self) -> tuple[Tensor, Tensor, str, Tensor | None]:
+        """Training and validation labels as this seed sees them, the hash of the training ones, and which are wrong."""
         recipe, train, validation = self.recipe, self.data.train.y, self.data.validation.y
-        if recipe.label_noise > 0:
-            kind = str(recipe.label_noise_kind)
+        if not recipe.label_noise:
+            return train, validation, mask_hash(train), None
+        kind = str(recipe.label_noise_kind)
 
-            def noisy(labels: Tensor, what: str) -> Tensor:
-                return corrupt(
-                    labels,
-                    rate=recipe.label_noise,
-                    kind=kind,
-                    classes=self.data.classes,
-                    seed=derive(self.seed, what),
-                )[0]
+        def noisy(labels: Tensor, what: str) -> Tensor:
+            return corrupt(
+                labels, rate=recipe.label_noise, kind=kind, classes=self.data.classes, seed=derive(self.seed, what)
+            )[0]
 
-            train = noisy(train, "label noise")
-            if recipe.validation_labels == "noisy":
-                validation = noisy(validation, "validation label noise")
-        return train, validation, mask_hash(train)
+        clean, train = train, noisy(train, "label noise")
+        if recipe.validation_labels == "noisy":
+            validation = noisy(validation, "validation label noise")
+        return train, validation, mask_hash(train), train != clean
+
+
+def _no_draws(name: str) -> torch.Generator:
+    raise AssertionError(f"{name} is no augmentation of a plain image")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from ray import tune
 
+from trainables.measures import check
+from trainables.measures import run as run_measure
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate, Row
 
@@ -34,16 +36,25 @@ class Keeper(Protocol):
     def save_history(self, trial: str, rows: list[Row]) -> None:
         """Keep all of the trial's rows so far, whole or not at all."""
 
+    def measured(self, trial: str) -> set[str]:
+        """The tags of the trial's measures that are kept."""
+
+    def save_measure(self, trial: str, tag: str, rows: list[dict[str, Any]]) -> None:
+        """Keep a measure's rows, whole or not at all."""
+
 
 class Trial(tune.Trainable):
     """Trains the replicates of one cell.
 
     `config["trial"]` is the trial's id, and `jobs`, bound once for the whole run, has under it the `cell` (id), the
-    `recipe` (settings), the `seeds` and `until`: the epoch at which the cell is already known to end, or None. (Ray
-    copies every configuration of a grid for every trial it makes: with the jobs in it, ten thousand trials would take
-    it half an hour.) One `step` is one epoch of every seed. A report has the cell's means, a row per seed in
-    `replicates`, the `step_seconds` that all of them trained, and in its last one `outcome`: `complete` (with the test
-    accuracy, measured here and nowhere else), `stopped` (at `until`) or `diverged`.
+    `recipe` (settings), the `seeds`, `until`: the epoch at which the cell is already known to end, or None, and
+    `measures`: what to measure on the trained networks, by tag. (Ray copies every configuration of a grid for every
+    trial it makes: with the jobs in it, ten thousand trials would take it half an hour. A search, whose jobs are not
+    known beforehand, has each one in its configuration, under `job`.) One `step` is one epoch of every seed. A report
+    has the cell's means, a row per seed in `replicates`, the `step_seconds` that all of them trained, and in its last
+    one `outcome`: `complete` (with the test accuracy, measured here and nowhere else), `stopped` (at `until`) or
+    `diverged`. A job with `trained` is of a trial that is complete already and only lacks measures: it trains nothing,
+    and its outcome is `measured`.
     """
 
     def setup(
@@ -57,11 +68,10 @@ class Trial(tune.Trainable):
         checkpoint_seconds: float = 60.0,
     ) -> None:
         assert keeper is not None  # the runner binds them
-        assert jobs is not None
         if threads:
             # More threads than the trial's CPUs would fight with its neighbours'.
             torch.set_num_threads(threads)
-        self.keeper, self.jobs, self.data_root = keeper, jobs, data_root
+        self.keeper, self.jobs, self.data_root = keeper, jobs or {}, data_root
         self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
         self._begin(config)
 
@@ -81,10 +91,13 @@ class Trial(tune.Trainable):
             self.epoch += 1
             self.rows = [replicate.train_epoch() for replicate in self.replicates]
             self.history += [{"cell": self.cell, **row} for row in self.rows]
+        elif not self.rows:
+            self.rows = [replicate.untrained_row() for replicate in self.replicates]
+            self.history += [{"cell": self.cell, **row} for row in self.rows]
         outcome = self._outcome()
         report: dict[str, Any] = {
             "epoch": self.epoch,
-            **{key: _mean([row[key] for row in self.rows]) for key in AVERAGED},
+            **{key: _mean([row[key] for row in self.rows]) for key in AVERAGED if key in self.rows[0]},
             "replicates": [
                 {**row, "label_hash": r.label_hash} for row, r in zip(self.rows, self.replicates, strict=True)
             ],
@@ -95,8 +108,12 @@ class Trial(tune.Trainable):
             report |= {"outcome": outcome, "done": True}
         if outcome == "complete":
             for row, replicate in zip(report["replicates"], self.replicates, strict=True):
-                row["test_loss"], row["test_accuracy"] = replicate.evaluate("test")
-        self._keep(last=bool(outcome), usable=outcome != "diverged")
+                row |= replicate.final()
+        if not self.trained:
+            self._keep(last=bool(outcome), usable=outcome != "diverged")
+        if outcome in ("complete", "measured"):
+            # After the checkpoint: whoever is killed while measuring does not train again.
+            report["unmeasured"] = self._measure()
         return report
 
     def cleanup(self) -> None:
@@ -104,10 +121,12 @@ class Trial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial: str = config["trial"]
-        job = self.jobs[self.trial]
+        job = config.get("job") or self.jobs[self.trial]
         self.cell: str = job["cell"]
         recipe = Recipe.of(job["recipe"])
         self.target: int = job["until"] or recipe.epochs
+        self.measures: Mapping[str, tuple[str, Mapping[str, Any]]] = job.get("measures", {})
+        self.trained = bool(job.get("trained"))
         self.recipe = recipe
         # Before the next cell's: two cells at once would need twice the device's memory.
         self.replicates: list[Replicate] = []
@@ -122,6 +141,8 @@ class Trial(tune.Trainable):
         saved = self.keeper.load_checkpoint(self.trial)
         if saved is not None:
             self._restore(saved)
+        if self.trained and self.epoch < recipe.epochs:
+            raise RuntimeError(f"trial {self.trial} has no whole checkpoint of its last epoch to measure")
 
     def _restore(self, saved: bytes) -> None:
         state = torch.load(io.BytesIO(saved), map_location=self.replicates[0].device, weights_only=True)
@@ -138,7 +159,7 @@ class Trial(tune.Trainable):
         if any(replicate.diverged for replicate in self.replicates):
             return "diverged"
         if self.epoch >= self.recipe.epochs:
-            return "complete"
+            return "measured" if self.trained else "complete"
         return "stopped" if self.epoch >= self.target else None
 
     def _keep(self, last: bool, usable: bool) -> None:
@@ -159,6 +180,28 @@ class Trial(tune.Trainable):
             self.keeper.save_checkpoint(self.trial, self.epoch, buffer.getvalue())
             self._checkpointed = now
         self._flush()
+
+    def _measure(self) -> list[str]:
+        """Measure what is asked and not kept yet, on every seed's network; a line for each measure that failed."""
+        there = self.keeper.measured(self.trial) if self.measures else set()
+        failed = []
+        for tag, (name, settings) in self.measures.items():
+            if tag in there:
+                continue
+            measure = check({name: settings})[name]
+            try:
+                rows = [
+                    {"cell": self.cell, "seed": replicate.seed, **row}
+                    for replicate in self.replicates
+                    for row in run_measure(name, replicate.subject(), measure)
+                ]
+            except Exception as error:
+                # What is trained is complete all the same; the next run measures again.
+                reason = " ".join(str(error).split())[:300]
+                failed.append(f"trial {self.trial}: {name} failed: {type(error).__name__}: {reason}")
+            else:
+                self.keeper.save_measure(self.trial, tag, rows)
+        return failed
 
     def _flush(self) -> None:
         if len(self.history) > self._written:

@@ -95,7 +95,8 @@ def test_what_is_stored_is_what_a_plain_loop_trains(undisturbed):
     replicate = Replicate(recipe, 1)
     while replicate.epoch < EPOCHS:
         last = replicate.train_epoch()
-    loss, accuracy = replicate.evaluate("test")
+    test = replicate.evaluate("test")
+    loss, accuracy = test.loss, test.accuracy
     assert (row["test_loss"], row["test_accuracy"]) == (loss, accuracy)
     for key in ("train_loss", "validation_loss", "validation_accuracy", "cosine_to_sam", "gradient_evaluations"):
         assert row[key] == last[key], key

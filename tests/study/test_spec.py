@@ -200,6 +200,121 @@ def test_an_axis_that_no_arm_uses_is_an_error(load):
     assert "no arm uses it" in problems(load, text)[0]
 
 
-def test_asha_refuses_cells_of_different_length(load):
-    text = GOOD.replace("optimiser: sgd", "optimiser: sgd, epochs: 8") + "scheduler: asha\n"
-    assert "one length" in problems(load, text)[0]
+def test_asha_refuses_cells_of_different_length_in_an_arm(load):
+    arms = GOOD.replace("optimiser: sgd", "optimiser: sgd, epochs: 8") + "scheduler: asha\n"
+    assert {r.epochs for _, r in load(arms).points} == {4, 8}, "each arm has its own rungs"
+    text = GOOD.replace("epochs: 4, ", "").replace("grid:\n", "grid:\n  epochs: [4, 8]\n") + "scheduler: asha\n"
+    assert "arm fsam's have epochs [4, 8]" in problems(load, text)[0]
+
+
+EXCEPTIONS = """\
+exceptions:
+  - {when: {arm: sgd}, set: {epochs: 8}}
+  - {when: {gamma: 0.1}, set: {lr: 0.2}}
+  - {when: {gamma: 0.1, arm: [fsam, sam]}, set: {batch_size: 32, eta: 3}}
+"""
+
+
+def test_an_exception_stands_above_every_other_section_for_the_cells_that_it_matches(load):
+    study = load(GOOD + EXCEPTIONS)
+    assert [r.epochs for arm, r in study.points if arm == "sgd"] == [8]
+    for arm, recipe in study.points:
+        if arm != "sgd":
+            assert recipe.epochs == 4
+            assert recipe.lr == (0.2 if recipe.gamma == 0.1 else 0.1)
+            assert recipe.batch_size == (32 if recipe.gamma == 0.1 else 64)
+    assert [r.eta for arm, r in study.points if arm == "fsam" and r.gamma == 0.1] == [3], "its axis has collapsed"
+    assert {r.eta for arm, r in study.points if arm == "sam"} == {None}, "which SAM does not use"
+
+
+@pytest.mark.parametrize(
+    ("exception", "words"),
+    [
+        ("{when: {gamma: 0.3}, set: {lr: 0.2}}", ["exceptions[0].when: matches no cell"]),
+        ("{when: {arm: sgd}, set: {gamma: 0.2}}", ["exceptions[0].set.gamma: no cell that it matches uses it"]),
+        ("{when: {arm: sgd}, set: {lr: -1}}", ["exceptions[0].set.lr", "-1 is not above 0"]),
+        ("{when: {arm: sgd}, set: {learning_rate: 1}}", ["exceptions[0].set", "unknown setting 'learning_rate'"]),
+        ("{when: {modl: mlp}, set: {lr: 1}}", ["exceptions[0].when", "'modl'; did you mean model?"]),
+        ("{when: {arm: sgd}, sett: {lr: 1}}", ["exceptions[0].sett: unknown; did you mean set?"]),
+    ],
+)
+def test_a_wrong_exception_is_named(load, exception, words):
+    found = "\n".join(problems(load, GOOD + f"exceptions:\n  - {exception}\n"))
+    for word in words:
+        assert word in found, found
+
+
+SMALL = "small:\n  recipe.epochs: 1\n  seeds: [0]\n  gamma: [0.05]\n  scheduler.name: fifo\n"
+
+
+def test_small_settings_stand_above_the_files_and_below_set(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(GOOD + SMALL)
+    assert Study.load(file).name == "small"
+    assert Study.load(file).seeds == (0, 1)
+    small = Study.load(file, small=True)
+    assert (small.name, small.seeds, small.grid["gamma"]) == ("small_small", (0,), [0.05])
+    assert {r.epochs for _, r in small.points} == {1}
+    assert {r.epochs for _, r in Study.load(file, ["epochs=3"], small=True).points} == {3}
+    file.write_text(GOOD)
+    with pytest.raises(StudyError, match="no `small` settings"):
+        Study.load(file, small=True)
+
+
+def test_a_mistake_in_small_settings_is_named_with_its_line(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(GOOD + SMALL.replace("recipe.epochs", "recipe.epoks"))
+    with pytest.raises(StudyError, match=r"study.yaml:13: recipe.epoks: unknown; did you mean epochs\?"):
+        Study.load(file, small=True)
+
+
+def test_measures_are_checked_at_the_door_and_kept_as_they_resolve(load):
+    study = load(GOOD + "measures:\n  perturbation: {alpha: [0.5, 1]}\n  curvature:\n")
+    assert study.measures["perturbation"]["random_draws"] == 3
+    assert load(GOOD + "measures: {perturbation: {alpha: [0.5, 1.0], random_draws: 3}, curvature: {}}\n").measures == (
+        study.measures
+    )
+    found = problems(load, GOOD + "measures:\n  perturbation: {alpha: [1, 0.5]}\n  curvatur: {}\n")
+    assert any("measures.perturbation.alpha" in line and "increas" in line for line in found), found
+    assert any("measures.curvatur: unknown measure; did you mean curvature?" in line for line in found), found
+
+
+SEARCH = GOOD.replace(
+    "grid:\n  gamma: [0.01, 0.1]\n  eta: [1e-4, 1, 10]\n",
+    """\
+search:
+  space:
+    gamma: {low: 0.01, high: 1.0, log: true}
+    eta: {low: 1e-4, high: 10, log: true}
+    lr: {low: 0.01, high: 0.2}
+  cells: 6
+""",
+)
+
+
+def test_each_arm_searches_the_axes_that_it_uses(load):
+    study = load(SEARCH)
+    assert {arm: list(study.searched(arm).space) for arm in study.design.arms} == {
+        "fsam": ["gamma", "eta", "lr"], "sam": ["gamma", "lr"], "sgd": ["lr"],
+    }  # fmt: skip
+    assert study.points == []
+    assert study.sampled("sam", {"gamma": 0.2, "lr": 0.1}).gamma == 0.2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("cells: 6", "cells: 6\ngrid: {momentum: [0.8, 0.9]}", "grid: a study has a grid or a search"),
+        ("epochs: 4", "epochs: 4, lr: 0.1", "search.space.lr: is given in recipe too"),
+        ("lr: {low", "momentums: {low", "search.space.momentums: unknown; did you mean momentum?"),
+        ("lr: {low: 0.01", "lr: {low: -0.01", "search.space.lr.low: -0.01 is not above 0"),
+        ("lr: {low: 0.01", "cutout_size: {low: 2", "search.space.cutout_size"),
+        ("cells: 6", "cells: 6\n  objectives: [test_accuracy]", "nothing is chosen by the test set"),
+        ("cells: 6", "cells: 6\n  sampler: nsga2\nscheduler: {name: asha, grace_period: 1}", "search.sampler"),
+        ("cells: 6", "sells: 6", "search.sells: unknown; did you mean cells?"),
+    ],
+)
+def test_a_wrong_search_is_named(load, old, new, words):
+    assert old in SEARCH
+    found = "\n".join(problems(load, SEARCH.replace(old, new, 1)))
+    assert words in found, found

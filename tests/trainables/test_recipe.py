@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainables.data import DATASETS
 from trainables.problems import RecipeError
 from trainables.recipe import EXECUTION, Recipe
 
@@ -118,8 +119,8 @@ def test_a_batch_of_one_image_is_refused_where_batchnorm_would_see_one_value():
     # 1,437 training images less 287 for validation: 1,150 = 3 * 383 + 1. ResNet-18 ends at one pixel on 8x8 images.
     assert "one image" in problems({"batch_size": 383, "model": "resnet18"})["batch_size"]
     assert "one image" in problems({"batch_size": 64, "m": 63, "model": "resnet18"})["m"]
-    assert Recipe.of({"batch_size": 383}).steps_per_epoch == 4
-    assert Recipe.of({"batch_size": 1, "model": "mlp"}).steps_per_epoch == 1150
+    assert Recipe.of({"batch_size": 383}).steps_per_epoch(DATASETS["digits"]) == 4
+    assert Recipe.of({"batch_size": 1, "model": "mlp"}).steps_per_epoch(DATASETS["digits"]) == 1150
 
 
 def test_one_recipe_has_one_identity_however_it_is_spelled():

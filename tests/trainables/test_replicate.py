@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from trainables.data import DATASETS
+from trainables.models.pretrained import save_weights
 from trainables.recipe import Recipe
-from trainables.replicate import Replicate
+from trainables.replicate import Evaluation, Replicate
 from trainables.schedule import learning_rate
 
 TINY = {"dataset": "synthetic", "model": "mlp", "epochs": 4, "batch_size": 32, "train_size": 160, "lr": 0.05}
@@ -34,6 +36,9 @@ EVERY_WAY = [
     {"optimiser": "sam", "label_noise": 0.4, "augmentation": ["cutout"], "cutout_size": 4},
 ]
 
+#: Too much for eight pixels to learn from in a few epochs, and still to be resumed bit for bit.
+HARSH = {"optimiser": "sam", "augmentation": ["resized_crop", "flip", "autoaugment"], "image_side": 12}
+
 
 def rows(replicate, epochs):
     found = []
@@ -49,7 +54,7 @@ def same(a, b):
     return str(a) == str(b)
 
 
-@pytest.mark.parametrize("way", EVERY_WAY, ids=str)
+@pytest.mark.parametrize("way", [*EVERY_WAY, HARSH], ids=str)
 def test_resumed_in_a_new_process_state_it_goes_on_bit_for_bit(way):
     recipe = Recipe.of({**TINY, **way})
     whole = Replicate(recipe, 3)
@@ -73,7 +78,7 @@ def test_resumed_in_a_new_process_state_it_goes_on_bit_for_bit(way):
 @pytest.mark.parametrize("way", EVERY_WAY, ids=str)
 def test_every_way_learns_the_synthetic_images(way):
     replicate = Replicate(Recipe.of({**TINY, "train_size": 320, "epochs": 6, **way}), 0)
-    untrained, chance = replicate.evaluate("validation")
+    untrained, chance = (getattr(replicate.evaluate("validation"), key) for key in ("loss", "accuracy"))
     last = rows(replicate, 6)[-1]
     assert last["validation_loss"] < untrained
     assert last["validation_accuracy"] > max(0.5, 2 * chance)
@@ -246,3 +251,88 @@ def test_diagnostics_say_whether_eta_does_anything():
     assert strong["eta_vanished"] < 0.5
     assert strong["cosine_to_sam"] < 0.95
     assert math.isnan(rows(Replicate(Recipe.of({**TINY, "optimiser": "sgd"}), 0), 1)[0]["eps_norm"])
+
+
+def test_memorised_and_recovered_are_shares_of_the_wrong_training_labels():
+    recipe = Recipe.of({**TINY, "label_noise": 0.5, "epochs": 1, "label_noise_kind": "symmetric"})
+    replicate = Replicate(recipe, seed=0)
+    clean = replicate.data.train.y
+    wrong = replicate._labels != clean
+    assert int(wrong.sum()) == round(0.5 * len(clean))
+    answers = replicate._labels.clone()
+
+    def answering(given):
+        replicate.evaluate = lambda split: Evaluation(0.0, 0.0, 0.0, given)
+        return replicate.final()
+
+    assert answering(answers)["memorised"] == 1
+    assert answering(answers)["recovered"] == 0
+    assert answering(clean)["memorised"] == 0
+    assert answering(clean)["recovered"] == 1
+    half = torch.where(torch.arange(len(clean)) % 2 == 0, answers, (answers + clean + 1) % 10)
+    both = answering(half)
+    assert both["memorised"] == pytest.approx(float((half == answers)[wrong].double().mean()))
+    assert both["recovered"] == pytest.approx(float((half == clean)[wrong].double().mean()))
+
+
+def test_only_label_noise_has_a_memory_and_only_many_classes_a_top_five():
+    row = Replicate(Recipe.of({**TINY, "epochs": 1}), seed=0).final()
+    assert set(row) == {"test_loss", "test_accuracy"}
+
+
+def test_top_five_counts_the_true_class_among_the_five_likeliest():
+    replicate = Replicate(Recipe.of({**TINY, "epochs": 1}), seed=0)
+    ranks = torch.arange(10.0)
+    replicate.model = torch.nn.Identity()
+    replicate._forward = lambda x: ranks.expand(len(x), 10)
+    found = replicate.evaluate("test")
+    y = replicate.data.test.y
+    assert found.accuracy == pytest.approx(float((y == 9).double().mean()))
+    assert found.top5_accuracy == pytest.approx(float((y >= 5).double().mean()))
+
+
+def test_a_test_subset_is_stratified_and_the_same_for_every_seed():
+    few = [Replicate(Recipe.of({**TINY, "epochs": 1, "test_size": 50}), seed).data.test for seed in (0, 1)]
+    assert len(few[0]) == 50
+    assert torch.equal(few[0].x, few[1].x)
+    whole = Replicate(Recipe.of({**TINY, "epochs": 1}), 0).data.test
+    assert len(whole) == 256
+    shares = torch.bincount(whole.y, minlength=10).double() * 50 / 256
+    assert (torch.bincount(few[0].y, minlength=10) - shares).abs().max() < 1
+
+
+def test_images_are_enlarged_last_to_the_side_that_the_network_sees():
+    recipe = Recipe.of({**TINY, "epochs": 1, "image_side": 12, "model": "mlp", "augmentation": ["flip"]})
+    replicate = Replicate(recipe, seed=0)
+    assert replicate.model.hidden.in_features == 3 * 12 * 12
+    assert replicate.train_epoch()["images_seen"] == recipe.train_images(DATASETS["synthetic"])
+
+
+def test_a_replicate_starts_from_a_file_of_weights(tmp_path):
+    trained = Replicate(Recipe.of({**TINY, "epochs": 2}), seed=3)
+    trained.train_epoch()
+    file = tmp_path / "weights.safetensors"
+    save_weights(trained.model, file, model=trained.recipe.model, classes=10, about={})
+    recipe = Recipe.of({**TINY, "epochs": 0, "pretrained": str(file)})
+    started = Replicate(recipe, seed=0)
+    assert started.evaluate("test") == trained.evaluate("test")
+    assert started.untrained_row()["validation_accuracy"] == trained.evaluate("validation").accuracy
+
+
+def test_measured_batches_are_of_a_permutation_with_the_labels_that_were_trained_on():
+    recipe = Recipe.of({**TINY, "epochs": 1, "label_noise": 0.5, "batch_size": 48})
+    replicate = Replicate(recipe, seed=0)
+    subject = replicate.subject()
+    labels = torch.cat([y for _, y in subject.batches("train", None)])
+    assert torch.equal(labels.sort().values, replicate._labels.sort().values)
+    assert [len(y) for _, y in subject.batches("train", 2)] == [48, 48]
+    x, y = next(iter(subject.batches("train", 1)))
+    again = next(iter(subject.batches("train", None)))
+    assert torch.equal(x, again[0])
+    assert torch.equal(y, again[1])
+    with torch.no_grad():
+        loss = sum(float(subject.loss(subject.forward(x), y)) * len(y) for x, y in subject.batches("train", None))
+    with_smoothing = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    with torch.no_grad():
+        x = torch.cat([x for x, _ in subject.batches("train", None)])
+        assert loss / len(labels) == pytest.approx(float(with_smoothing(replicate.model(x), labels)), rel=1e-5)

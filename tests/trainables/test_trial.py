@@ -23,7 +23,7 @@ class Memory:
     """A keeper in memory; `cut` names the write before which the process ends, and its count."""
 
     def __init__(self, cut=None):
-        self.histories, self.checkpoints, self.cut = {}, {}, cut
+        self.histories, self.checkpoints, self.measures, self.cut = {}, {}, {}, cut
 
     def _maybe_cut(self, what):
         if self.cut and self.cut[0] == what:
@@ -42,6 +42,13 @@ class Memory:
     def save_history(self, trial, rows):
         self._maybe_cut("history")
         self.histories[trial] = [dict(row) for row in rows]
+
+    def measured(self, trial):
+        return set(self.measures.get(trial, ()))
+
+    def save_measure(self, trial, tag, rows):
+        self._maybe_cut("measure")
+        self.measures.setdefault(trial, {})[tag] = rows
 
 
 def start(keeper, made, every=1, then=None):
@@ -158,3 +165,83 @@ def test_a_trial_uses_its_own_threads_only():
     start(Memory(), job())
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+PERTURBED = {"perturbation-1": ("perturbation", {"alpha": [0.5], "random_draws": 1})}
+
+
+def measuring(measures=PERTURBED, **more):
+    config, what = job(**{k: v for k, v in more.items() if k != "trained"})
+    return config, {**what, "measures": measures, "trained": more.get("trained", False)}
+
+
+def test_measures_are_taken_of_every_seed_when_training_is_complete(whole):
+    keeper = Memory()
+    reports = run(start(keeper, measuring()))
+    assert str(values(reports[-1])) == str(values(whole[0][-1])), "they change nothing that is trained"
+    rows = keeper.measures["t"]["perturbation-1"]
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert {row["cell"] for row in rows} == {"c"}
+    for final in reports[-1]["replicates"]:
+        at_rest = next(r for r in rows if r["seed"] == final["seed"] and r["alpha"] == 0)
+        assert at_rest["test_accuracy"] == final["test_accuracy"]
+    assert reports[-1]["unmeasured"] == []
+
+
+def test_cut_before_a_measure_is_kept_nothing_is_trained_again(whole):
+    keeper = Memory(cut=("measure", 1))
+    with contextlib.suppress(Cut):
+        run(start(keeper, measuring()))
+    assert keeper.measures == {}
+    reports = run(start(keeper, measuring()))
+    assert len(reports) == 1
+    assert reports[0]["step_seconds"] == 0
+    assert str(values(reports[0])) == str(values(whole[0][-1]))
+    assert keeper.measures["t"]["perturbation-1"]
+
+
+def test_a_trained_trial_is_measured_later_from_its_checkpoint(whole):
+    keeper = Memory()
+    run(start(keeper, job()))
+    before = (str(keeper.histories), dict(keeper.checkpoints))
+    report = run(start(keeper, measuring(trained=True)))[0]
+    assert report["outcome"] == "measured"
+    direct = Memory()
+    run(start(direct, measuring()))
+    assert keeper.measures == direct.measures
+    assert (str(keeper.histories), dict(keeper.checkpoints)) == before
+
+
+def test_a_measure_that_is_kept_is_not_taken_again():
+    keeper = Memory()
+    run(start(keeper, measuring()))
+    keeper.measures["t"]["perturbation-1"] = "kept"
+    run(start(keeper, measuring(trained=True)))
+    assert keeper.measures["t"]["perturbation-1"] == "kept"
+
+
+def test_a_trained_trial_without_its_checkpoint_is_not_trained_again():
+    with pytest.raises(RuntimeError, match="no whole checkpoint of its last epoch"):
+        start(Memory(), measuring(trained=True))
+
+
+def test_a_measure_that_fails_is_named_and_the_trial_is_complete(monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("nothing\nto divide")
+
+    monkeypatch.setattr("trainables.trial.run_measure", broken)
+    keeper = Memory()
+    report = run(start(keeper, measuring()))[-1]
+    assert report["outcome"] == "complete"
+    assert report["unmeasured"] == ["trial t: perturbation failed: ZeroDivisionError: nothing to divide"]
+    assert keeper.measures == {}
+
+
+def test_a_recipe_of_no_epochs_is_measured_as_it_starts():
+    keeper = Memory()
+    reports = run(start(keeper, job(epochs=0)))
+    assert [(r["outcome"], r["epoch"]) for r in reports] == [("complete", 0)]
+    row = reports[0]["replicates"][0]
+    assert row["gradient_evaluations"] == 0
+    assert 0 <= row["test_accuracy"] <= 1
+    assert [r["epoch"] for r in keeper.histories["t"]] == [0, 0]
