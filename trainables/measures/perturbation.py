@@ -32,7 +32,7 @@ from trainables.sharpness.kept import KeptBuffers
 
 
 def measure(subject: Subject, settings: Perturbation) -> list[Row]:
-    """One row for each direction, draw and alpha, alpha = 0 included in each curve.
+    """One row for each direction, draw, alpha and kind of BatchNorm statistics, alpha = 0 included in each curve.
 
     Columns: `direction`; `draw`, from 0; `alpha`; `batch_norm`, `kept`, `recomputed` or, for a model without running
     statistics, `none`; `test_accuracy` in [0, 1]; `test_loss`, cross-entropy in nats without smoothing; `grad_norm` of
@@ -45,34 +45,35 @@ def measure(subject: Subject, settings: Perturbation) -> list[Row]:
     rows: list[Row] = []
     with held(subject, "perturbation") as params:
         norms = [m for m in subject.model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        recompute = settings.recompute_batches if norms else None
+        kinds = settings.batch_norm if norms else ("none",)
         theta = Moved(params)
 
-        def tested() -> tuple[float, float]:
-            with recomputed(subject, norms, recompute) if recompute else nullcontext():
+        def tested(kind: str) -> tuple[float, float]:
+            assert kind != "recomputed" or settings.recompute_batches
+            with recomputed(subject, norms, settings.recompute_batches or 0) if kind == "recomputed" else nullcontext():
                 return evaluate(subject, subject.batches("test", None))
 
-        at_theta = tested()
+        at_theta = {kind: tested(kind) for kind in kinds}
         for direction, draw, unit, grad_norm in _directions(subject, settings, params):
             for alpha in (0.0, *settings.alpha):
-                if alpha == 0:
-                    loss, accuracy = at_theta
-                elif unit is None:
-                    loss, accuracy = math.nan, math.nan
-                else:
+                if alpha and unit is not None:
                     theta.to(unit, alpha)
-                    loss, accuracy = tested()
-                rows.append(
-                    {
-                        "direction": direction,
-                        "draw": draw,
-                        "alpha": alpha,
-                        "batch_norm": settings.batch_norm if norms else "none",
-                        "test_accuracy": accuracy,
-                        "test_loss": loss,
-                        "grad_norm": grad_norm,
-                    }
-                )
+                for kind in kinds:
+                    if alpha == 0:
+                        loss, accuracy = at_theta[kind]
+                    else:
+                        loss, accuracy = tested(kind) if unit is not None else (math.nan, math.nan)
+                    rows.append(
+                        {
+                            "direction": direction,
+                            "draw": draw,
+                            "alpha": alpha,
+                            "batch_norm": kind,
+                            "test_accuracy": accuracy,
+                            "test_loss": loss,
+                            "grad_norm": grad_norm,
+                        }
+                    )
             theta.back()
     return rows
 

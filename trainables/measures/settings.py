@@ -56,7 +56,8 @@ class Perturbation(Measure):
         directions: `adversarial` is along the gradient of the training loss, `random` along a Gaussian vector.
         random_draws: independent Gaussian directions; 3 if not named.
         batches: of the gradient; null, the default, is the whole training split.
-        batch_norm: `kept`, the running statistics of theta; or `recomputed`, estimated anew at each perturbed theta.
+        batch_norm: `kept`, the running statistics of theta; `recomputed`, estimated anew at each perturbed theta; or
+            both, a curve for each.
         recompute_batches: training batches of that estimate; 20 if not named.
     """
 
@@ -64,7 +65,7 @@ class Perturbation(Measure):
     directions: tuple[Literal["adversarial", "random"], ...] = Field(("adversarial", "random"), strict=False)
     random_draws: int | None = Field(None, ge=1)
     batches: int | None = Field(None, ge=1)
-    batch_norm: Literal["kept", "recomputed"] = "kept"
+    batch_norm: tuple[Literal["kept", "recomputed"], ...] = Field(("kept",), strict=False)
     recompute_batches: int | None = Field(None, ge=1)
 
     @field_validator("alpha")
@@ -78,6 +79,16 @@ class Perturbation(Measure):
     @classmethod
     def _named_once(cls, directions: tuple[str, ...]) -> tuple[str, ...]:
         return _once(directions, ("adversarial", "random"))
+
+    @field_validator("batch_norm", mode="before")
+    @classmethod
+    def _one_or_several(cls, batch_norm: Any) -> Any:
+        return (batch_norm,) if isinstance(batch_norm, str) else batch_norm
+
+    @field_validator("batch_norm")
+    @classmethod
+    def _kind_once(cls, batch_norm: tuple[str, ...]) -> tuple[str, ...]:
+        return _once(batch_norm, ("kept", "recomputed"))
 
     @model_validator(mode="after")
     def _resolve(self) -> Self:
@@ -99,9 +110,9 @@ class Perturbation(Measure):
         self._used(
             problems,
             "recompute_batches",
-            self.batch_norm == "recomputed",
+            "recomputed" in self.batch_norm,
             RECOMPUTE_BATCHES,
-            "batch_norm is kept, so it is not used; set batch_norm: recomputed",
+            "batch_norm has no recomputed, so it is not used; add it",
         )
         if problems:
             raise RecipeError(problems)

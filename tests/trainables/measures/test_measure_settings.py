@@ -80,7 +80,7 @@ def test_each_eta_goes_to_each_metric_that_has_one():
         ({"perturbation": {"directions": ["random"] * 2}}, "perturbation.directions: names one of them twice"),
         ({"perturbation": {"batches": 0}}, "perturbation.batches: 0 is below 1"),
         ({"perturbation": {"batch_norm": "keep"}}, "perturbation.batch_norm: 'keep' is not one of kept or recomputed"),
-        ({"perturbation": {"recompute_batches": 5}}, "perturbation.recompute_batches: batch_norm is kept"),
+        ({"perturbation": {"recompute_batches": 5}}, "perturbation.recompute_batches: batch_norm has no recomputed"),
         (
             {"perturbation": {"directions": ["adversarial"], "random_draws": 3}},
             "perturbation.random_draws: directions has no random",

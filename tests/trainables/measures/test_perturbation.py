@@ -231,3 +231,13 @@ def test_a_loss_that_overflows_is_reported_and_its_answers_counted():
     loss, accuracy = evaluate(subject_of(mlp(), (logits, y), forward=lambda x: x), [(logits, y)])
     assert math.isnan(loss)
     assert accuracy == 0.5  # a NaN is no answer, though argmax would name it
+
+
+def test_both_kinds_of_statistics_are_the_curves_of_each():
+    data = blobs(64)
+    subject = subject_of(trained(norm_net(torch.float64), data), data, size=16)
+    both = perturbation(subject, alpha=[0.5, 1.0], random_draws=1, batch_norm=["kept", "recomputed"])
+    for kind in ("kept", "recomputed"):
+        assert [row for row in both if row["batch_norm"] == kind] == perturbation(
+            subject, alpha=[0.5, 1.0], random_draws=1, batch_norm=kind
+        )
