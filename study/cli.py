@@ -318,7 +318,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _toy(options: argparse.Namespace) -> int:
-    from study.toy import toy
+    from analysis.toy import toy
 
     try:
         print("\n".join(toy(options.out)))
