@@ -6,18 +6,22 @@ Only complete replicates are compared. Every row says its n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis.intervals import LEVEL, holm, interval, p_value
-from analysis.tables import best_cell, cells, varied
+from analysis.tables import best_cells, cells, varied
 
 #: Settings that say which method probes, rather than the conditions under which methods are compared.
 _METHOD = frozenset(
-    {"optimiser", "gamma", "eta", "asam_convention", "fisher", "m", "natural_gradient", "same_dropout", "device"}
+    {
+        *("optimiser", "gamma", "eta", "asam_convention", "fisher", "m", "natural_gradient", "same_dropout"),
+        *("device", "loader_workers"),  # where it ran
+    }
 )
 
 
@@ -35,8 +39,9 @@ def difference(
     Args:
         replicates: `reader.replicates()`.
         arm_a, arm_b: values of the column `by`, e.g. "fsam" and "sam".
-        on: settings that must agree; a cell that does not use one of them (SGD has no gamma) has no partner. Empty:
-            every cell of `arm_a` against every cell of `arm_b`.
+        on: settings that must agree. A cell that does not use one of the method's (SGD has no gamma) has no partner; a
+            condition that neither uses (the kind of label noise where there is none) agrees. Empty: every cell of
+            `arm_a` against every cell of `arm_b`.
         metric: what is subtracted; in its own unit.
         by: the column that names the sides, `arm` or `optimiser`.
 
@@ -53,13 +58,13 @@ def difference(
     if absent:
         raise ValueError(f"on: {', '.join(absent)} is not in the table")
     done = replicates[(replicates["status"] == "complete") & replicates[metric].notna()]
-    done = done.dropna(subset=list(on))
+    done = done.dropna(subset=[f for f in on if f in _METHOD])
     sides = [done[done[by] == name] for name in (arm_a, arm_b)]
     extra = [f for f in varied(sides[0]) if f not in on and f != by]
     a = sides[0][["cell", "seed", metric, *on, *extra]]
     b = sides[1][["cell", "seed", metric, *on]]
     pairs = a.merge(b, on=["seed", *on], suffixes=("_a", "_b"))
-    out = _paired(pairs, metric)
+    out = paired(pairs, metric)
     names = a[["cell", *on, *extra]].drop_duplicates("cell").rename(columns={"cell": "cell_a"})
     out = names.merge(out, on="cell_a")
     out["metric"] = metric
@@ -68,7 +73,10 @@ def difference(
     return out[[*first, *(c for c in out if c not in first)]]
 
 
-def _paired(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
+def paired(pairs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a (`cell_a`, `cell_b`) of `pairs`, which has a row for each seed that both have, with the columns
+    `<metric>_a` and `<metric>_b`; for the columns see `difference`.
+    """
     a, b = (pd.to_numeric(pairs[f"{metric}_{side}"]).astype(float) for side in "ab")
     pairs = pairs.assign(_a=a, _b=b, _d=a - b)
     out = (
@@ -113,11 +121,31 @@ def indistinguishable(
         and `indistinguishable` is False.
     """
     best_id = best if isinstance(best, str) else str(best["cell"])
-    status = cells(replicates, metric).set_index("cell")["status"]
-    done = replicates[(replicates["cell"].map(status) == "complete") & replicates[metric].notna()]
-    a = done.loc[done["cell"] != best_id, ["cell", "seed", metric]]
-    b = done.loc[done["cell"] == best_id, ["cell", "seed", metric]]
-    out = _paired(a.merge(b, on="seed", suffixes=("_a", "_b")), metric).rename(columns={"cell_a": "cell"})
+    return against(
+        replicates, cells(replicates, metric), dict.fromkeys(replicates["cell"], best_id), metric, correction
+    )
+
+
+def against(
+    replicates: pd.DataFrame,
+    table: pd.DataFrame,
+    best_of: Mapping[str, str],
+    metric: str = "test_accuracy",
+    correction: Literal["none", "holm"] = "none",
+) -> pd.DataFrame:
+    """`indistinguishable` for many best cells at once: every complete cell against the one that `best_of` names for it.
+
+    Args:
+        table: `cells` of these replicates. best_of: the best cell's id by cell; a cell that it does not name or that
+            is its own best is left out.
+    """
+    complete = set(table.loc[table["status"] == "complete", "cell"])
+    done = replicates.loc[replicates["cell"].isin(complete) & replicates[metric].notna(), ["cell", "seed", metric]]
+    a = done.assign(best=done["cell"].map(best_of))
+    a = a[a["best"].notna() & (a["best"] != a["cell"])]
+    b = done.rename(columns={"cell": "best"})
+    pairs = a.merge(b, on=["best", "seed"], suffixes=("_a", "_b")).rename(columns={"cell": "cell_a", "best": "cell_b"})
+    out = paired(pairs, metric).rename(columns={"cell_a": "cell"})
     # Without a spread (see `intervals.interval`) nothing is told apart.
     inside = out["low"].isna() | ((out["low"] <= 0) & (out["high"] >= 0))
     if correction == "holm":
@@ -126,16 +154,27 @@ def indistinguishable(
     return out[["cell", "n", "difference", "low", "high", "p", "p_holm", "indistinguishable"]]
 
 
-def marked(replicates: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
-    """`cells` with two more columns that figures read: `best` and `indistinguishable` (from the best), both bool."""
+def marked(replicates: pd.DataFrame, metric: str = "test_accuracy", within: Sequence[str] = ()) -> pd.DataFrame:
+    """`cells` with two more columns that figures read: `best` and `indistinguishable` (from the best), both bool.
+
+    Args:
+        within: conditions (label noise, model) of which each value has a best cell of its own; cells under different
+            conditions are not rivals.
+    """
     table = cells(replicates, metric)
-    best = best_cell(table)
-    table["best"] = False
+    best = best_cells(table, within)
+    table["best"] = table["cell"].isin(best["cell"])
     table["indistinguishable"] = False
-    if best is not None:
-        table["best"] = table["cell"] == best["cell"]
-        same = indistinguishable(replicates, best, metric=metric)
-        table["indistinguishable"] = table["cell"].isin(same.loc[same["indistinguishable"], "cell"])
+    if best.empty:
+        return table
+    if within:
+        group = table.groupby(list(within), dropna=False).ngroup()
+        winner = dict(zip(group[best.index], best["cell"], strict=True))
+        best_of = dict(zip(table["cell"], group.map(winner), strict=True))
+    else:
+        best_of = dict.fromkeys(table["cell"], best["cell"].iloc[0])
+    same = against(replicates, table, best_of, metric)
+    table["indistinguishable"] = table["cell"].isin(same.loc[same["indistinguishable"], "cell"])
     return table
 
 
@@ -155,27 +194,38 @@ def shared_conditions(table: pd.DataFrame, a: str, b: str, by: str = "optimiser"
 def paired_at_matched_gamma(
     replicates: pd.DataFrame, table: pd.DataFrame, a: str = "fsam", b: str = "sam"
 ) -> pd.DataFrame:
-    """`difference` between two optimisers under equal conditions, one row a condition: of the cells of `a` that share
-    it (FSAM's etas), the one that validation accuracy would choose; likewise of `b`'s.
+    """`difference` between the arms of two optimisers under equal conditions, one row a condition and pair of arms: of
+    an arm's cells that share it (FSAM's etas), the one that validation accuracy would choose. Arms of one optimiser
+    (two estimates of the Fisher information) are not pooled: `arm_a` and `arm_b` say whose cells a row compares.
 
     Choosing among several etas favours `a` a little on validation and not on the test set, where the difference is
-    measured. Empty where the study has not both optimisers.
+    measured. Empty where the study has not both optimisers, or no arms of them at one gamma.
     """
-    present = set(table["optimiser"]) if "optimiser" in table else set()
-    if not {a, b} <= present:
+    if "optimiser" not in table:
         return pd.DataFrame()
-    on = shared_conditions(table, a, b)
-    rows = difference(replicates, a, b, on, by="optimiser")
-    done = table[table["status"] == "complete"].set_index("cell")
-    rows = rows[rows["cell_a"].isin(done.index) & rows["cell_b"].isin(done.index)]
-    if rows.empty:
-        return rows
-    chosen = []
-    for _, group in rows.groupby(on or (lambda _: 0), sort=True, dropna=False):
-        first = best_cell(table[table["cell"].isin(group["cell_a"])])
-        second = best_cell(table[table["cell"].isin(group["cell_b"])])
-        if first is not None and second is not None:
-            chosen.append(group[(group["cell_a"] == first["cell"]) & (group["cell_b"] == second["cell"])])
-    out = pd.concat(chosen, ignore_index=True) if chosen else rows.iloc[:0]
+    arms = {name: list(dict.fromkeys(rows["arm"])) for name, rows in table.groupby("optimiser")}
+    found = [
+        rows
+        for arm_a in arms.get(a, ())
+        for arm_b in arms.get(b, ())
+        if len(rows := _matched_arms(replicates, table, arm_a, arm_b))
+    ]
+    if not found:
+        return pd.DataFrame()
+    out = pd.concat(found, ignore_index=True)
     out["p_holm"] = holm(np.asarray(out["p"], dtype=float))
     return out
+
+
+def _matched_arms(replicates: pd.DataFrame, table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    on = shared_conditions(table, a, b, by="arm")
+    rows = difference(replicates, a, b, on)
+    done = table[table["status"] == "complete"]
+    rows = rows[rows["cell_a"].isin(done["cell"]) & rows["cell_b"].isin(done["cell"])]
+    for side in ("cell_a", "cell_b"):
+        best = best_cells(done[done["cell"].isin(rows[side])], on)
+        rows = rows[rows[side].isin(best["cell"])]
+    # Numbers ascend; with names (models) among the conditions the study file's order stays.
+    if on and all(is_numeric_dtype(rows[f]) for f in on):
+        rows = rows.sort_values(on, kind="stable")
+    return rows.reset_index(drop=True).assign(arm_a=a, arm_b=b)

@@ -26,7 +26,7 @@ h3 { font-size: 1.02rem; margin: 1.3rem 0 .3rem; }
 p, ul { margin: .5rem 0; } a { color: var(--link); } .soft { color: var(--soft); font-size: .92rem; }
 .question { font-size: 1.1rem; border-left: 4px solid var(--link); padding: .1rem 0 .1rem .9rem; margin: .8rem 0; }
 .notice { border: 1px solid var(--mark); border-left-width: 6px; padding: .5rem .9rem; margin: 1rem 0; }
-nav ul { columns: 15rem; padding-left: 1.2rem; }
+nav ul { columns: 22rem; padding-left: 1.2rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; padding: 0; list-style: none; }
 .tiles li { background: var(--shade); border-radius: .4rem; padding: .35rem .8rem; }
 .tiles b { font-size: 1.25rem; font-variant-numeric: tabular-nums; }

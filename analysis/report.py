@@ -1,7 +1,8 @@
 """`study report`: the figures and tables of one study's folder, and one HTML page that holds them all.
 
-The figures follow from what the study varies (`layout`): a map over two settings, lines over one, a table for none. A
-study that is empty or still running gets its report too, and the report says so.
+The figures follow from what the study varies (`layout`): a map over two settings, lines over one, a table for none, a
+row a condition for models, data sets and label noise, slices for a search, curves for what was perturbed. A study that
+is empty or still running gets its report too, and the report says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from analysis.tables import StudyReader, whole, write_frames
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report's files are. `figures` by name without suffix: `heatmap`, `sensitivity`, `learning_curves`."""
+    """Where a report's files are. `figures` by name without suffix: `heatmap`, `sensitivity`, `learning_curves`,
+    `label_noise`, `robustness`, `slices`, `course`.
+    """
 
     folder: Path
     html: Path
@@ -48,6 +51,10 @@ def write_report(reader: StudyReader, folder: str | os.PathLike[str]) -> Report:
     found = read(reader)
     frames = {"replicates": found.replicates, "cells": found.cells, "history": found.history}
     frames |= {"decisions": found.decisions, "fsam_minus_sam": found.pairs}
+    if found.layout.conditions:
+        frames["by_condition"] = found.choice
+    frames["differences"] = found.differences
+    frames |= {"robustness" if name == "perturbation" else name: frame for name, frame in found.measures.items()}
     # A frame without columns has nothing to say and is no Parquet file.
     tables = write_frames({k: v for k, v in frames.items() if len(v.columns)}, folder / "tables")
     figures: dict[str, list[Path]] = {}

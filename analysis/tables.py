@@ -39,9 +39,9 @@ from analysis.intervals import interval
 RECIPE_FIELDS: tuple[str, ...] = (
     "dataset", "folder", "image_side", "train_size", "validation_size", "test_size", "split_seed", "label_noise",
     "label_noise_kind", "validation_labels", "augmentation", "crop_padding", "autoaugment_policy", "cutout_size",
-    "normalisation", "model", "pretrained", "dropout", "optimiser", "gamma", "eta", "asam_convention", "fisher", "m", "natural_gradient",
-    "same_dropout", "base", "lr", "momentum", "nesterov", "beta1", "beta2", "weight_decay", "schedule", "epochs",
-    "batch_size", "label_smoothing", "precision", "device", "loader_workers",
+    "normalisation", "model", "pretrained", "dropout", "optimiser", "gamma", "eta", "asam_convention", "fisher", "m",
+    "natural_gradient", "same_dropout", "base", "lr", "momentum", "nesterov", "beta1", "beta2", "weight_decay",
+    "schedule", "epochs", "batch_size", "label_smoothing", "precision", "device", "loader_workers",
 )  # fmt: skip
 
 CELL_STATUSES = ("complete", "partial", "running", "stopped", "diverged", "failed", "missing")

@@ -8,7 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-_TITLES = {"eps_norm": "norm of eps", "eta_vanished": "share of parameters whose eta f vanishes"}
+_TITLES = {
+    "eps_norm": "norm of eps",
+    "eta_vanished": "share of parameters whose eta f vanishes",
+    "test_top5_accuracy": "test accuracy, top 5",
+    "memorised": "wrong labels memorised",
+    "recovered": "true class given all the same",
+}
+#: Shares that are not called an accuracy.
+_SHARES = frozenset({"memorised", "recovered"})
 
 
 def absent(value: Any) -> bool:
@@ -28,7 +36,7 @@ def setting(value: Any) -> str:
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a fraction in [0, 1], to be shown in per cent."""
-    return metric.endswith("accuracy")
+    return metric.endswith("accuracy") or metric in _SHARES
 
 
 def metric_title(metric: str) -> str:

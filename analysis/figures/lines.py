@@ -8,32 +8,58 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import INK, LINEMAP, LINES, MARK, MUTED, PALETTE, new_axes, quiet
+from analysis.figures.style import (
+    INK,
+    LINEMAP,
+    LINES,
+    MARK,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    arm_colours,
+    banded,
+    legend_below,
+    new_axes,
+    panels,
+    possible,
+    quiet,
+    seeds_of,
+)  # fmt: skip
 from analysis.words import absent, is_fraction, metric_title, setting, settings
 
 _MARKER = {"stopped": "s", "diverged": "x", "failed": "P", "running": ">"}
 
 
-def sensitivity(cells: pd.DataFrame, x: str, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """One setting on the axis, its values in order and equally spaced; a line an arm, bars the 95 % interval.
+def sensitivity(
+    cells: pd.DataFrame, x: str, *, ax: Axes | None = None, title: str | None = None, everywhere: bool = True
+) -> Axes:
+    """One setting on the axis, its values in order and equally spaced; a line an arm, bars the 95 % interval. Values
+    that are names (models) have no order: their means are not joined.
 
     An arm that does not use `x`, or takes one value of it, is a horizontal line with its interval as a band. Cells
     without a comparable mean are named above the axes with their status.
 
     Args:
         cells: what `tables.cells` or `compare.marked` returns.
+        everywhere: whether an arm with one value of `x` is a reference for all of them (a gamma of its own). False
+            where `x` is a condition: the arm stands at its value only.
     """
     metric = str(cells["metric"].iloc[0]) if len(cells) else "test_accuracy"
     scale = 100.0 if is_fraction(metric) else 1.0
     spread = {arm: rows[x].nunique() for arm, rows in cells.groupby("arm", dropna=False)}
-    lines = [arm for arm, values in spread.items() if values > 1]
+    lines = [arm for arm, values in spread.items() if values > 1 or (values == 1 and not everywhere)]
     levels = sorted(cells.loc[cells["arm"].isin(lines), x].dropna().unique(), key=_order)
+    named = any(isinstance(v, str) for v in levels)
+    if named:  # the study file's order
+        levels = list(dict.fromkeys(cells.loc[cells["arm"].isin(lines), x].dropna()))
     at = {v: i for i, v in enumerate(levels)}
     if ax is None:
-        ax = new_axes(float(np.clip(len(levels) * 0.95, 4.5, 11)) + 1.2, 4.2)
+        room = 1.5 if named else 0.95
+        ax = new_axes(float(np.clip(len(levels) * room, 4.5, 12)) + (2.6 if named else 1.2), 4.2)
     notes: dict[int, list[str]] = {i: [] for i in at.values()}
     for i, (arm, rows) in enumerate(cells.groupby("arm", dropna=False, sort=False)):
         colour, line = PALETTE[i % len(PALETTE)], LINES[i % len(LINES)]
@@ -47,10 +73,14 @@ def sensitivity(cells: pd.DataFrame, x: str, *, ax: Axes | None = None, title: s
             continue
         known = known.sort_values(x, key=lambda s: s.map(at))
         # Arms stand a little apart, so that equal means do not hide each other.
-        spots = known[x].map(at).to_numpy(dtype=float) + 0.06 * (i - (len(spread) - 1) / 2)
+        apart = min(0.12, 0.7 / len(spread)) if named else 0.06
+        spots = known[x].map(at).to_numpy(dtype=float) + apart * (i - (len(spread) - 1) / 2)
         mean = known["mean"].to_numpy(dtype=float) * scale
         half = (known["high"] - known["mean"]).fillna(0).to_numpy(dtype=float) * scale
         style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": "o", "markersize": 5, "capsize": 3}
+        if named:
+            style["linestyle"] = "none"
+            style["marker"] = MARKERS[i % len(MARKERS)]
         ax.errorbar(spots, mean, yerr=half, label=_label(arm, known), **style)
         for _, row in rows[~comparable].iterrows():
             epoch = "" if absent(row["epoch"]) else f" e{row['epoch']:.0f}"
@@ -65,6 +95,8 @@ def sensitivity(cells: pd.DataFrame, x: str, *, ax: Axes | None = None, title: s
             index = list(known["cell"]).index(row["cell"])
             ax.plot(spots[index], mean[index], "o", gid="best", label="best by validation", **spot)
     ax.set_xticks(range(len(levels)), [setting(v) for v in levels])
+    if named and max(len(str(v)) for v in levels) > 9 and len(levels) > 5:
+        ax.tick_params(axis="x", labelrotation=25)
     ax.set(xlabel=x, ylabel=metric_title(metric))
     if levels:
         ax.set_xlim(-0.5, len(levels) - 0.5)
@@ -75,8 +107,13 @@ def sensitivity(cells: pd.DataFrame, x: str, *, ax: Axes | None = None, title: s
         ax.text(place, 1.01, "\n".join(lines_above), transform=ax.get_xaxis_transform(), **above)
     if title:
         ax.set_title(title, loc="left", fontsize=11, pad=6 + 11 * max(map(len, notes.values()), default=0))
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9, loc="best")
+    handles, labels = ax.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))  # each condition has a best cell of its own
+    if once:
+        # Bars at names fill the axes from edge to edge.
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0}
+        where = beside if named else {"loc": "best"}
+        ax.legend(once.values(), once.keys(), frameon=False, fontsize=9, **where)
     return ax
 
 
@@ -85,9 +122,7 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 
 def _label(arm: Any, known: pd.DataFrame) -> str:
-    n = sorted(set(known["n"]))
-    seeds = f"n={n[0]}" if len(n) == 1 else f"n={n[0]} to {n[-1]}" if n else "n=0"
-    return f"{arm} ({seeds})"
+    return f"{arm} ({seeds_of(known['n'])})"
 
 
 def learning_curves(
@@ -158,11 +193,46 @@ def learning_curves(
     return ax
 
 
+def learning_panels(curves: pd.DataFrame, titles: dict[str, str], arms: list[Any]) -> Figure:
+    """Small multiples of learning curves: a panel a condition, in it one cell an arm with its 95 % interval.
+
+    Args:
+        curves: what `tables.curves` returns, of the cells to be drawn only.
+        titles: panel title by cell id; panels in the order of their first cell.
+        arms: every arm of the study, for the colours.
+    """
+    metric = str(curves["metric"].iloc[0]) if len(curves) else "validation_accuracy"
+    scale = 100.0 if is_fraction(metric) else 1.0
+    colours = arm_colours(arms)
+    names = list(dict.fromkeys(titles.values()))
+    figure, axes = panels(len(names))
+    shown: dict[Any, list[int]] = {}
+    for ax, name in zip(axes, names, strict=True):
+        for cell, rows in curves.groupby("cell", sort=False):
+            if titles.get(str(cell)) != name:
+                continue
+            rows = rows.sort_values("epoch")
+            arm = rows["arm"].iloc[0]
+            shown.setdefault(arm, []).extend(rows["n"])
+            style: dict[str, Any] = {"color": colours[arm], "linestyle": LINES[arms.index(arm) % len(LINES)]}
+            style["marker"] = "o" if len(rows) == 1 else ""
+            banded(ax, rows["epoch"], rows, scale, gid=f"curve:{cell}", markersize=4, **style)
+        ax.set_title(name, loc="left", fontsize=10)
+        ax.set(xlabel="epoch", ylabel=metric_title(metric))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _possible(ax, metric)
+        quiet(ax)
+    handles = [
+        Line2D([], [], color=colours[a], linestyle=LINES[arms.index(a) % len(LINES)], label=f"{a} ({seeds_of(n)})")
+        for a, n in shown.items()
+    ]
+    legend_below(figure, handles)
+    return figure
+
+
 def _possible(ax: Axes, metric: str) -> None:
-    """With two seeds an interval can reach far beyond what an accuracy can be; the axis does not follow it there."""
     if is_fraction(metric):
-        low, high = ax.get_ylim()
-        ax.set_ylim(max(low, -1.0), min(high, 101.0))
+        possible(ax)
 
 
 def _leaders(curves: pd.DataFrame) -> list[str]:

@@ -31,6 +31,8 @@ MARK = "#d1381d"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
+MARKERS = "osD^v<>"
+
 #: Face, hatch and edge of a cell without a comparable value. Lightness alone tells "missing" from the rest.
 STATUS_STYLE: dict[str, dict[str, Any]] = {
     "stopped": {"facecolor": "#e4e4e4", "hatch": "///", "edgecolor": "#8a8a8a"},
@@ -54,6 +56,46 @@ def ink_on(colour: Any) -> str:
     r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour[:3]))
     luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b
     return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def panels(count: int, *, width: float = 4.2, height: float = 3.4, across: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes of the given size in inches, at most `across` in a row."""
+    columns = max(1, min(count, across))
+    rows = max(1, -(-count // columns))
+    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def arm_colours(arms: Sequence[Any]) -> dict[Any, str]:
+    """A colour an arm, by its place in the study, so that an arm has one colour in all figures of a report."""
+    return {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(dict.fromkeys(arms))}
+
+
+def banded(ax: Axes, x: Any, rows: Any, scale: float = 1.0, **look: Any) -> None:
+    """A line of `rows["mean"]` over `x` with the interval of each mean as a band where there is one."""
+    mean, low, high = (rows[c].to_numpy(dtype=float) * scale for c in ("mean", "low", "high"))
+    ax.plot(x, mean, **look)
+    ax.fill_between(x, low, high, color=look.get("color"), alpha=0.11, linewidth=0)
+
+
+def possible(ax: Axes) -> None:
+    """With two seeds an interval can reach far beyond what an accuracy can be; an axis in per cent does not follow."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -1.0), min(high, 101.0))
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], most: int = 8) -> None:
+    """One legend under all panels, in as many columns as the figure's width bears."""
+    if handles:
+        columns = max(1, min(len(handles), most, int(figure.get_figwidth() // 1.75)))
+        columns = -(-len(handles) // -(-len(handles) // columns))  # rows of equal length
+        figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+
+
+def seeds_of(counts: Any) -> str:
+    """`n=3`, or `n=2 to 3` where it differs."""
+    n = sorted({int(c) for c in counts})
+    return "n=0" if not n else f"n={n[0]}" if len(n) == 1 else f"n={n[0]} to {n[-1]}"
 
 
 def quiet(ax: Axes) -> None:

@@ -11,8 +11,9 @@ EPOCHS = 12
 class FakeReader:
     """What `study.store.open_study` gives, from frames in memory."""
 
-    def __init__(self, replicates, history=None, decisions=None, spec=None, runs=None):
+    def __init__(self, replicates, history=None, decisions=None, spec=None, runs=None, measures=None):
         self._replicates, self._history, self._decisions = replicates, history, decisions
+        self._measures = measures or {}
         self.spec = {"name": "digits-sensitivity", "question": "How sensitive is Fisher SAM?"} | (spec or {})
         self._runs = runs or []
 
@@ -29,6 +30,10 @@ class FakeReader:
     def decisions(self):
         columns = ["trial", "cell", "rung", "epoch", "value", "cutoff", "rank", "n", "stop", "run", "sequence"]
         return pd.DataFrame(columns=columns) if self._decisions is None else self._decisions.copy()
+
+    def measures(self, name):
+        empty = pd.DataFrame(columns=["cell", "trial", "arm", "seed"])
+        return self._measures[name].copy() if name in self._measures else empty
 
 
 def replicate(cell, seed, status="complete", **values):
@@ -127,4 +132,75 @@ EVERY_STATUS = {
     (0.01, 1e-3): "missing",
     (0.05, 10.0): "running",
     (0.5, 10.0): ("complete", "complete", "missing"),
+}
+
+
+#: The arms of Table 1, with the settings of section 5.1.
+TABLE_ONE_ARMS = {
+    "sgd": {"optimiser": "sgd", "gamma": None, "eta": None},
+    "sam": {"optimiser": "sam", "gamma": 0.05, "eta": None},
+    "asam": {"optimiser": "asam", "gamma": 0.5, "eta": 0.01},
+    "fsam": {"optimiser": "fsam", "gamma": 0.1, "eta": 1.0},
+    "sam_matched": {"optimiser": "sam", "gamma": 0.1, "eta": None},
+}
+
+
+def by_condition(field, values, arms=TABLE_ONE_ARMS, seeds=3, statuses=None, **further):
+    """Arms crossed with the values of one condition, a cell each; `statuses` by (arm, value), `further` by value."""
+    statuses = statuses or {}
+    random = np.random.default_rng(1)
+    rows = []
+    for arm, own in arms.items():
+        for i, value in enumerate(values):
+            for seed in range(seeds):
+                status = statuses.get((arm, value), "complete")
+                status = status[seed] if isinstance(status, tuple) else status
+                accuracy = 0.9 - 0.05 * i + 0.01 * list(arms).index(arm) + random.normal(0, 0.004)
+                values_ = {"arm": arm, field: value, **own, **{k: v[i] for k, v in further.items()}}
+                if status == "complete":
+                    values_ |= {"test_accuracy": accuracy, "validation_accuracy": accuracy + random.normal(0, 0.002)}
+                rows.append(replicate(f"{arm}-{value}", seed, status, **values_))
+    return pd.DataFrame(rows).astype({"gamma": float, "eta": float})
+
+
+def perturbation_of(replicates, alphas=(0.0, 0.5, 1.0, 2.0), draws=2):
+    """What the measure `perturbation` gives of every complete replicate: the gradient costs most."""
+    random = np.random.default_rng(2)
+    rows = []
+    for r in replicates[replicates["status"] == "complete"].itertuples():
+        for direction, count in (("adversarial", 1), ("random", draws)):
+            for draw in range(count):
+                for alpha in alphas:
+                    lost = alpha * (0.3 if direction == "adversarial" else 0.05)
+                    accuracy = max(0.1, r.test_accuracy - lost * (1 + random.normal(0, 0.05)))
+                    row = {"cell": r.cell, "trial": r.trial, "arm": r.arm, "seed": r.seed, "direction": direction}
+                    row |= {"draw": draw, "alpha": alpha, "batch_norm": "kept", "test_accuracy": accuracy}
+                    rows.append(row | {"test_loss": 1.0, "grad_norm": 0.5})
+    return pd.DataFrame(rows)
+
+
+def searched(cells=20, arms=("sgd", "sam", "fsam"), seeds=2):
+    """A search: sampled gamma and lr, in the order of the suggestions, a third of the cells stopped."""
+    random = np.random.default_rng(3)
+    rows = []
+    for i in range(cells):
+        for arm in arms:
+            gamma, lr = 10 ** random.uniform(-2, 0), 10 ** random.uniform(-2, -0.5)
+            own = {"arm": arm, "optimiser": arm, "gamma": None if arm == "sgd" else gamma, "lr": lr, "eta": None}
+            status = "stopped" if i and random.uniform() < 0.35 else "complete"
+            for seed in range(seeds):
+                accuracy = 0.95 - 0.02 * (np.log10(lr) + 1) ** 2 + random.normal(0, 0.003)
+                found = {"validation_accuracy": accuracy if status == "complete" else 0.999}
+                if status == "complete":
+                    found["test_accuracy"] = accuracy - 0.01
+                rows.append(replicate(f"{arm}-{i}", seed, status, **own, **found))
+    return pd.DataFrame(rows).astype({"gamma": float, "eta": float})
+
+
+SEARCH_SPEC = {
+    "grid": {},
+    "arms": {"sgd": {}, "sam": {}, "fsam": {}},
+    "search": {
+        "space": {"gamma": {"low": 0.01, "high": 1.0, "log": True}, "lr": {"low": 0.01, "high": 0.3, "log": True}}
+    },
 }

@@ -59,7 +59,7 @@ def test_report_holds_its_figures_tables_and_page(report, tmp_path):
     page, _ = read(report)
     assert report.heatmap == tmp_path / "heatmap.png"
     names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    tables = ("replicates", "cells", "history", "decisions", "fsam_minus_sam")
+    tables = ("replicates", "cells", "history", "decisions", "fsam_minus_sam", "differences")
     assert names == {
         *("heatmap.png", "heatmap.svg", "learning_curves.png", "learning_curves.svg", "report.html"),
         *(f"tables/{t}.{s}" for t in tables for s in ("csv", "parquet")),
@@ -131,7 +131,7 @@ def test_a_third_setting_makes_a_map_of_each_of_its_values(tmp_path):
     parts = [figure_five(seeds=2, gammas=(0.1, 0.5), etas=(0.1, 1.0)).assign(label_noise=noise) for noise in (0.0, 0.4)]
     frame = pd.concat(p.assign(cell=p["cell"] + str(i)) for i, p in enumerate(parts))
     report = write_report(FakeReader(frame.reset_index(drop=True)), tmp_path)
-    assert set(report.figures) == {"heatmap_1", "heatmap_2"}
+    assert set(report.figures) == {"heatmap_1", "heatmap_2", "label_noise"}
 
 
 def test_a_second_report_replaces_the_first(golden_reader, tmp_path):

@@ -1,0 +1,87 @@
+"""What a search found: best cells, slices along its axes, its course."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import figures as draw
+from analysis import page
+from analysis.findings import Findings
+from analysis.search import best_of_each, course, search_axes
+from analysis.words import measured, setting, shown
+
+_MOST_OF_AN_ARM = 3
+
+
+def search(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str:
+    """Best cells of each arm, then the figures; nothing of a study without a search."""
+    axes = search_axes(found.spec)
+    if not axes:
+        return ""
+    best = best_of_each(found.cells, _MOST_OF_AN_ARM)
+    if best.empty:
+        return page.paragraph("No cell is complete yet.")
+    body = _best(found, best, [f for f in axes if f in found.cells])
+    leaders = found.cells.assign(leader=found.cells["cell"].isin(found.choice["cell"]))
+    figures["slices"] = draw.save(draw.slices(leaders, axes, found.arms), folder / "slices")
+    lost = int(found.cells["status"].isin(["stopped", "diverged", "failed"]).sum())
+    caption = (
+        "Mean validation accuracy of every complete cell along each axis of the search. The search samples where it "
+        "expects good cells, so the cloud is no effect of one axis by itself."
+    )
+    if lost:
+        caption += (
+            f" {lost} cells that were stopped, diverged or failed have no accuracy to compare; ticks on the lower edge "
+            "say where they were."
+        )
+    body += page.picture(figures["slices"][0], _told(found), caption)
+    steps = course(found.cells)
+    figures["course"] = draw.save(draw.search_course(steps, found.arms), folder / "course")
+    caption = (
+        "Best mean validation accuracy so far by number of cells that have ended, in the order in which they were "
+        "chosen. A maximum of many looks flatters: the test accuracies in the table are not chosen."
+    )
+    last = steps.drop_duplicates("arm", keep="last")
+    ends = "; ".join(
+        f"{r['arm']} {shown(r['best_so_far'], 'validation_accuracy')} % after {r['ended']} cells"
+        for _, r in last.iterrows()
+    )
+    return body + page.picture(figures["course"][0], f"Course of the best validation accuracy: {ends}.", caption)
+
+
+def _best(found: Findings, best: pd.DataFrame, axes: list[str]) -> str:
+    rows: list[list[str]] = []
+    strong: list[int] = []
+    leaders = set(found.choice["cell"])
+    for _, row in best.iterrows():
+        if row["cell"] in leaders:
+            strong.append(len(rows))
+        results = [measured(*(row[k] for k in keys)) for keys in _KEYS]
+        rows.append([str(row["arm"]), *(_short(row[f]) for f in axes), *results])
+    note = page.paragraph(
+        f"Up to {_MOST_OF_AN_ARM} complete cells of each arm by mean validation accuracy, the arm's best in bold. "
+        "Their validation accuracy is the best of many and therefore too high; test accuracy chose nothing.",
+        "soft",
+    )
+    columns = ["arm", *axes, "validation accuracy", "test accuracy"]
+    return note + page.table(columns, rows, numbers=axes, strong=strong)
+
+
+_KEYS = (
+    ("validation_mean", "validation_low", "validation_high", "validation_n"),
+    ("mean", "low", "high", "n"),
+)
+
+
+def _short(value: object) -> str:
+    """A sampled number in four digits."""
+    return setting(float(f"{value:.4g}")) if isinstance(value, float) and value == value else setting(value)
+
+
+def _told(found: Findings) -> str:
+    counts = found.cells.groupby("arm", sort=False)["status"].apply(lambda s: int((s == "complete").sum()))
+    return (
+        "Validation accuracy along the axes of the search: " + ", ".join(f"{n} of {a}" for a, n in counts.items()) + "."
+    )
