@@ -44,12 +44,17 @@ class WeightsFile:
 
 
 def save_weights(
-    network: nn.Module, target: str | os.PathLike[str] | BinaryIO, *, model: str, classes: int, about: Mapping[str, Any]
+    network: nn.Module | Mapping[str, Tensor],
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    model: str,
+    classes: int,
+    about: Mapping[str, Any],
 ) -> None:
     """Write a network's parameters and buffers as safetensors; equal weights and `about` give equal bytes.
 
     Args:
-        network: on any device, in any memory format.
+        network: on any device, in any memory format; or its state dict.
         target: a path, where the file appears whole or not at all, or an open binary file.
         model: key of `MODELS` that built it.
         classes: number of its classes.
@@ -62,10 +67,11 @@ def save_weights(
         header = json.dumps({"model": model, "classes": classes, "about": dict(about)}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"what weights say of themselves must be JSON: {error}") from None
+    state = network.state_dict() if isinstance(network, nn.Module) else network
     # A copy each: safetensors refuses tensors that share memory or are in another memory format.
     tensors = {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
+        for name, value in state.items()
     }
     content = safetensors.torch.save(tensors, metadata={_KEY: header})
     if isinstance(target, (str, os.PathLike)):
