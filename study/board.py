@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from study.plan import Cell, Plan, PlannedTrial
+from study.cells import Cell
+from study.plan import Plan, PlannedTrial
 
 
 @dataclass

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Exit codes, as `study --help` lists them.
 OK, FAILED_TRIALS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+#: Distinct reasons of failed trials that are printed; the report has all.
+_MOST_REASONS = 5
+
 _EPILOG = """\
 exit codes: 0 done; 1 done, but some trials failed; 2 the input, the data, the storage or the cluster is not as it has
 to be (each problem on a line of its own, nothing changed on disk); 130 interrupted (the same command goes on)"""
@@ -159,9 +162,12 @@ def _plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
     train = len(plan.todo) - measure + sum(plan.unsampled().values())
     lines.append(
         f"  {_count(plan.replicates // len(study.seeds), 'cell')} x {_count(len(study.seeds), 'seed')} = "
-        f"{plan.replicates} replicates, {plan.done} done; {_count(train, 'trial')} to train (a trial trains the missing "
-        "seeds of a cell)"
+        f"{plan.replicates} replicates, {plan.done} done; {_count(train, 'trial')} to train (a trial trains the "
+        "missing seeds of a cell)"
     )
+    if study.search is None and (excepted := study.design.excepted()):
+        settings = ", ".join(f"{key} in {n}" for key, n in excepted.items())
+        lines.append(f"  exceptions set {settings} of {_count(len(plan.cells), 'cell')}")
     if study.measures:
         lines.append(f"  measures: {', '.join(study.measures)}; {_count(measure, 'trained trial')} to measure")
     if plan.unmeasurable:
@@ -221,6 +227,7 @@ def _measured_speed(plan: Plan) -> tuple[float, str] | None:
 
 def _run(options: argparse.Namespace) -> int:
     from study.plan import make_plan
+    from study.preflight import check_weights
     from study.provenance import new_run_id
 
     if options.address is not None and options.cpus is not None:
@@ -242,6 +249,7 @@ def _run(options: argparse.Namespace) -> int:
         # The folder shows the study that was asked for last, also when other runs have trained it all.
         folder.save_study(study.model_dump(mode="json"), _text(options.file), plan.rows())
     if missing:
+        check_weights(plan)
         code = _train(plan, folder, new_run_id(), options)
     if code != INTERRUPTED and not options.no_report:
         _print_report(folder.uri, None)
@@ -267,6 +275,10 @@ def _train(plan: Plan, folder: StudyFolder, run: str, options: argparse.Namespac
         f"{_count(summary.trials, 'trial')} in {_duration(summary.seconds)}: {ended}; "
         f"{_duration(summary.train_seconds)} of training in all trials together"
     )
+    for line in summary.exhausted:
+        print(f"search of {line}")
+    for reason in summary.reasons[:_MOST_REASONS]:
+        print(f"study: failed: {reason}", file=sys.stderr)
     for line in summary.unmeasured:
         print(f"study: {line}; the same command measures again", file=sys.stderr)
     if summary.interrupted:

@@ -9,27 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from study.asha import Asha, Decision
+from study.cells import Cell, Surveyor
 from study.measured import tags
 from study.search_space import OBJECTIVES
 from study.spec import Study, StudyError
 from study.store import ENDED, StudyFolder
-from trainables.data import DatasetFacts, Survey, survey
-from trainables.models.weights import weights_mark
 from trainables.problems import Problem, RecipeError
-from trainables.recipe import EXECUTION, Recipe, digest
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of arms x grid, seeds left out; `id` is the hash of its resolved recipe, its data and first weights.
-
-    `facts` are those of its data set, as found.
-    """
-
-    id: str
-    arm: str
-    recipe: Recipe
-    facts: DatasetFacts
+from trainables.recipe import EXECUTION, digest
 
 
 @dataclass(frozen=True)
@@ -56,43 +42,6 @@ class PlannedTrial:
         return 0 if self.trained else self.until or self.cell.recipe.epochs
 
 
-class Surveyor:
-    """Looks at each data set and file of weights once, and makes cells of recipes."""
-
-    def __init__(self, root: str | None) -> None:
-        self._root = root
-        self._surveys: dict[tuple[str, str | None], Survey] = {}
-        self._marks: dict[str, str] = {}
-
-    def survey(self, recipe: Recipe) -> Survey:
-        key = (recipe.dataset, recipe.folder)
-        if key not in self._surveys:
-            self._surveys[key] = survey(*key[:1], self._root, recipe.folder)
-        return self._surveys[key]
-
-    def cell(self, arm: str, recipe: Recipe) -> Cell:
-        """The cell of a recipe.
-
-        Raises:
-            trainables.data.DataError: its data set is missing or damaged.
-            trainables.models.weights.WeightsError: its file of weights is.
-            StudyError: the data set is smaller than the recipe asks.
-        """
-        found = self.survey(recipe)
-        problems = recipe.misfits(found.facts)
-        if problems:
-            raise StudyError([Problem(f"recipe.{p.key}", f"{p.message} (arm {arm})") for p in problems])
-        mark = None
-        if recipe.pretrained is not None:
-            mark = self._marks[recipe.pretrained] = weights_mark(recipe.pretrained, model=recipe.model)
-        return Cell(recipe.identity(found.fingerprint, mark), arm, recipe, found.facts)
-
-    def fingerprints(self) -> dict[str, str]:
-        """What was looked at, for a run's record."""
-        sets = {folder or name: s.fingerprint for (name, folder), s in self._surveys.items()}
-        return sets | self._marks
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a run has to do: the cells, what is ended, and the trials that are missing."""
@@ -103,6 +52,8 @@ class Plan:
     ended: dict[tuple[str, int], dict[str, Any]]
     todo: list[PlannedTrial]
     decisions: list[Decision]
+    #: What a search drew for each of its cells, by the cell's id.
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Complete trials that lack measures and have no checkpoint to measure.
     unmeasurable: list[str] = field(default_factory=list)
 
@@ -117,10 +68,11 @@ class Plan:
         chosen = Counter(cell.arm for cell in self.cells)
         return {arm: max(0, self.study.search.cells - chosen[arm]) for arm in self.study.design.arms}
 
-    def add(self, cell: Cell) -> PlannedTrial:
-        """Take in a cell that a search has chosen."""
+    def add(self, cell: Cell, values: dict[str, Any]) -> PlannedTrial:
+        """Take in a cell that a search has chosen by these values."""
         trial = PlannedTrial(cell, tuple(sorted(self.study.seeds)), None)
         self.cells.append(cell)
+        self.chosen[cell.id] = values
         self.todo.append(trial)
         return trial
 
@@ -203,10 +155,14 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
         study.store.StoreError: the folder cannot be read.
     """
     surveyor = Surveyor(study.data_root())
+    chosen: dict[str, dict[str, Any]] = {}
     if study.search is None:
-        cells = [surveyor.cell(arm, recipe) for arm, recipe in study.points]
+        cells = _distinct([surveyor.cell(arm, recipe) for arm, recipe in study.points])
     else:
-        cells = _chosen(study, surveyor, folder)
+        for arm, recipe in study.corners():
+            # What is wrong with the data or the weights is wrong before the first cell is drawn.
+            surveyor.cell(arm, recipe)
+        cells, chosen = _chosen(study, surveyor, folder)
     ids = {cell.id for cell in cells}
     scheduler = str(study.scheduler)
     ended = {
@@ -230,31 +186,43 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
         # the ids are hashes, so this order has nothing to do with gamma or eta, and it is the same each time.
         todo.sort(key=lambda trial: trial.id)
     lacking, unmeasurable = _unmeasured(study, cells, ended, folder)
-    return Plan(study, surveyor, cells, ended, todo + lacking, [as_decision(row) for row in decided], unmeasurable)
+    return Plan(
+        study, surveyor, cells, ended, todo + lacking, [as_decision(row) for row in decided], chosen, unmeasurable
+    )
 
 
-def _chosen(study: Study, surveyor: Surveyor, folder: StudyFolder) -> list[Cell]:
-    """The cells that this search has chosen before: those of the folder's plan that its settings make again."""
+def _distinct(cells: list[Cell]) -> list[Cell]:
+    """Each cell once; two paths to one file of weights or one folder make one cell.
+
+    Raises:
+        StudyError: two arms make the same cell: counted in both, its seeds would count twice.
+    """
     found: dict[str, Cell] = {}
-    axes = {arm: list(search.space) if (search := study.searched(arm)) else [] for arm in study.design.arms}
-    for row in folder.plan_rows():
-        if row["cell"] in found or row["arm"] not in axes:
+    for cell in cells:
+        first = found.setdefault(cell.id, cell)
+        if first.arm != cell.arm:
+            raise StudyError([Problem(f"arms.{cell.arm}", f"is the same training as arm {first.arm}; leave it out")])
+    return list(found.values())
+
+
+def _chosen(study: Study, surveyor: Surveyor, folder: StudyFolder) -> tuple[list[Cell], dict[str, dict[str, Any]]]:
+    """The cells that this search has chosen before, with what was drawn for them: those that are in its space now."""
+    cells: dict[str, Cell] = {}
+    drawn: dict[str, dict[str, Any]] = {}
+    searches = {arm: study.searched(arm) for arm in study.design.arms}
+    for row in folder.chosen():
+        search, values = searches.get(row["arm"]), row["values"]
+        if search is None or values.keys() != search.space.keys():
             continue
-        values = {key: _as_setting(key, row.get(key)) for key in axes[row["arm"]]}
+        if not all(axis.has(values[key]) for key, axis in search.space.items()):
+            continue
         try:
             cell = surveyor.cell(row["arm"], study.sampled(row["arm"], values))
         except (RecipeError, StudyError):
             continue
         if cell.id == row["cell"]:
-            found[cell.id] = cell
-    return list(found.values())
-
-
-def _as_setting(key: str, value: Any) -> Any:
-    """A setting from its column."""
-    if key == "augmentation":
-        return str(value).split("+") if value else []
-    return value
+            cells[cell.id], drawn[cell.id] = cell, values
+    return list(cells.values()), drawn
 
 
 def _unmeasured(

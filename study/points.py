@@ -8,7 +8,7 @@ use is an error, and so is one that no arm uses.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,18 @@ class Design:
                 pinned -= changed.keys()
         return Assembled(arm, settings, origin, frozenset(pinned), frozenset(matched))
 
+    def excepted(self) -> dict[str, int]:
+        """How many cells get each setting from an exception."""
+        counts: dict[str, set[str]] = {}
+        for arm in self.arms if self.exceptions else ():
+            for point in self.points(arm):
+                settings = point.resolve().settings()
+                cell = digest(arm, settings)
+                for key, where in point.where.items():
+                    if where[0] == "exceptions" and key in settings:
+                        counts.setdefault(key, set()).add(cell)
+        return {key: len(cells) for key, cells in counts.items()}
+
     def recipes(self) -> list[tuple[str, Recipe]]:
         """Every (arm, recipe), each recipe once an arm."""
         found = []
@@ -113,12 +125,13 @@ class Design:
         return found
 
 
-def check(design: Design, extra: Sequence[Assembled] = ()) -> list[tuple[KeyPath, str]]:
+def check(design: Design, extra: Sequence[Assembled] = (), changed: Collection[str] = ()) -> list[tuple[KeyPath, str]]:
     """Problems of the recipes that a design makes, each once and at the key that caused it.
 
     Args:
         design: the study's sections.
         extra: further points to be judged beside the design's own, e.g. the ends of a search space.
+        changed: keys of which the study was narrowed: an exception about one of them may match nothing.
     """
     found: dict[tuple[KeyPath, str], None] = {}
     for key, values in design.grid.items():
@@ -142,10 +155,11 @@ def check(design: Design, extra: Sequence[Assembled] = ()) -> list[tuple[KeyPath
                 return list(found)
         places = [point.where[key] for key in keys & point.where.keys()]
         used |= {place[:2] if place[0] == "grid" else place for place in places}
-    for i in range(len(design.exceptions)):
-        if i not in matched:
+    for i, (when, _) in enumerate(design.exceptions):
+        about = {"arms", *when} if "arm" in when else set(when)
+        if i not in matched and not about & set(changed):
             found[("exceptions", i, "when"), "matches no cell"] = None
-    return list(found) or _unread(design, used)
+    return list(found) or _unread(design, used, matched)
 
 
 def same_recipe_twice(points: Sequence[tuple[str, Recipe]]) -> list[tuple[KeyPath, str]]:
@@ -160,8 +174,8 @@ def same_recipe_twice(points: Sequence[tuple[str, Recipe]]) -> list[tuple[KeyPat
     return []
 
 
-def _unread(design: Design, used: set[KeyPath]) -> list[tuple[KeyPath, str]]:
-    """Settings that no recipe reads."""
+def _unread(design: Design, used: set[KeyPath], matched: set[int]) -> list[tuple[KeyPath, str]]:
+    """Settings that no recipe reads; of exceptions those that match a cell."""
     # Every recipe uses these, though they are no part of its settings, or may be null in all of them.
     always = {"device", "loader_workers", "train_size", "test_size", "pretrained"}
     found: list[tuple[KeyPath, str]] = []
@@ -170,8 +184,8 @@ def _unread(design: Design, used: set[KeyPath]) -> list[tuple[KeyPath, str]]:
             if (section, key) in used or key in always or (section == "recipe" and settings[key] is None):
                 continue
             found.append(((section, key), _nobody_uses(key, design)))
-    for i, (_, changed) in enumerate(design.exceptions):
-        for key in changed:
+    for i in sorted(matched):
+        for key in design.exceptions[i][1]:
             if ("exceptions", i, "set", key) not in used and key not in always:
                 found.append((("exceptions", i, "set", key), "no cell that it matches uses it"))
     return found
@@ -193,7 +207,7 @@ def _place(point: Assembled, key: str) -> KeyPath:
 
 
 def _resolved(point: Assembled) -> Mapping[str, Any]:
-    """A point's settings with their defaults; as written where they are wrong, or only an exception makes them right."""
+    """A point's settings with their defaults; as written where they are wrong, or an exception makes them right."""
     try:
         return point.resolve().settings()
     except RecipeError:
@@ -201,4 +215,4 @@ def _resolved(point: Assembled) -> Mapping[str, Any]:
 
 
 def _matches(when: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    return all(settings.get(k) in v if isinstance(v, list) else settings.get(k) == v for k, v in when.items())
+    return all(settings.get(k) == v or (isinstance(v, list) and settings.get(k) in v) for k, v in when.items())

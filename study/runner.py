@@ -46,7 +46,9 @@ class Summary:
     train_seconds: float  # of training in this run, summed over the replicates; what a killed worker lost included
     trials: int  # that this run had to do
     ended: dict[str, int] = field(default_factory=dict)  # trials of this run by how they ended
+    reasons: list[str] = field(default_factory=list)  # why trials failed, each once
     unmeasured: list[str] = field(default_factory=list)  # a line for each measure that failed
+    exhausted: list[str] = field(default_factory=list)  # a line for each arm whose search found no more cells
     interrupted: bool = False
 
 
@@ -82,7 +84,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
     broken: str | None = "ended by an error"
     try:
         with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
-            _fit(plan, folder, run, resources, recorder, scratch, trouble)
+            exhausted = _fit(plan, folder, run, resources, recorder, scratch, trouble)
         broken = None
     except Exception as error:
         if trouble.first is None:
@@ -94,14 +96,17 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
             # The store may be what is broken.
             with suppress(StoreError):
                 folder.save_run(run, {**record, "ended": now(), "interrupted": True, "reason": broken})
+    unsampled = [arm for arm, count in plan.unsampled().items() if count]
     summary = Summary(
         run=run,
         seconds=time.monotonic() - began,
         train_seconds=recorder.train_seconds,
         trials=len(plan.todo),
         ended=recorder.ended,
+        reasons=recorder.reasons,
         unmeasured=recorder.unmeasured,
-        interrupted=sum(recorder.ended.values()) < len(plan.todo) or any(plan.unsampled().values()),
+        exhausted=exhausted,
+        interrupted=sum(recorder.ended.values()) < len(plan.todo) or len(exhausted) < len(unsampled),
     )
     folder.save_run(
         run,
@@ -112,6 +117,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
             "train_seconds": round(summary.train_seconds, 3),
             "trials": summary.ended,
             "unmeasured": summary.unmeasured,
+            "exhausted": summary.exhausted,
             "interrupted": summary.interrupted,
             "devices": sorted(recorder.devices),
         },
@@ -127,7 +133,8 @@ def _fit(
     recorder: Recorder,
     scratch: str,
     trouble: Trouble,
-) -> None:
+) -> list[str]:
+    """Run the plan to its end; a line for each arm whose search found fewer cells than it was to."""
     study = plan.study
     make_job = JobMaker(resources, tags(study.measures))
     trainable = tune.with_resources(
@@ -145,10 +152,12 @@ def _fit(
     # Failures are recorded with their reason; Ray would print each one's whole traceback over the display.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     scheduler = make_scheduler(plan, folder, run, trouble)
+    search: Sampling | None = None
     sampling: dict[str, Any] = {}
     if study.search is not None:
+        search = Sampling(plan, folder, make_job, [recorder.expect, scheduler.expect], trouble)
         sampling = {
-            "search_alg": Sampling(plan, folder, make_job, [recorder.expect, scheduler.expect], trouble),
+            "search_alg": search,
             "num_samples": -1,
             "max_concurrent_trials": study.search.concurrency,
         }
@@ -172,6 +181,7 @@ def _fit(
             failure_config=tune.FailureConfig(max_failures=study.max_failures),
         ),
     ).fit()
+    return search.exhausted if search else []
 
 
 class JobMaker:
@@ -229,6 +239,7 @@ class Recorder(tune.Callback):
         self.devices: set[str] = set()
         self.train_seconds = 0.0
         self.final = plan.study.checkpoints.final
+        self.reasons: list[str] = []
         self.unmeasured: list[str] = []
         self._trials = {trial.id: trial for trial in plan.todo}
         self._recorded: set[str] = set()
@@ -254,7 +265,7 @@ class Recorder(tune.Callback):
     ) -> None:
         """Record the trial's end if this is its last result: its own outcome, or the scheduler's stop (`done`)."""
         planned = self._planned(trial)
-        self.devices.add(result["device"])
+        self.devices |= {result["device"]} - {""}
         # What this run trained: the rows' own seconds go back to the trial's beginning, in whichever run that was.
         self.train_seconds += result["step_seconds"]
         self.board.report(planned.id, planned.cell.id, result["epoch"], result["validation_accuracy"])
@@ -262,23 +273,33 @@ class Recorder(tune.Callback):
         outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
         if outcome == "measured":
             # Its end is on record, and who trained it.
+            if not self.final and not result["unmeasured"]:
+                with self.trouble.noted():
+                    self.folder.delete_checkpoints(planned.id)
             self._note(planned, "measured")
+        elif outcome == "failed":
+            self._fail(planned, result["reason"])
         elif outcome:
             rows = [self._row(planned, row, outcome) for row in result["replicates"]]
-            self._end(planned, [{**row, "device": result["device"]} for row in rows])
+            keep = self.final or bool(result.get("unmeasured"))
+            self._end(planned, [{**row, "device": result["device"]} for row in rows], keep=keep)
         self.display.update()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed for the last time."""
-        planned = self._planned(trial)
+        self._fail(self._planned(trial), _reason(trial))
+        self.display.update()
+
+    def _fail(self, planned: PlannedTrial, reason: str) -> None:
         if planned.trained:
             # It is complete, whatever became of measuring it.
-            self.unmeasured.append(f"trial {planned.id}: {_reason(trial)}")
+            self.unmeasured.append(f"trial {planned.id}: {reason}")
             self._note(planned, "failed")
-        else:
-            failed = {**self._common(planned), "status": "failed", "epoch": None, "reason": _reason(trial)}
-            self._end(planned, [{**failed, "seed": seed} for seed in planned.seeds])
-        self.display.update()
+            return
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        failed = {**self._common(planned), "status": "failed", "epoch": None, "reason": reason}
+        self._end(planned, [{**failed, "seed": seed} for seed in planned.seeds], keep=True)
 
     def _planned(self, trial: Any) -> PlannedTrial:
         return self._trials[trial.config["trial"]]
@@ -300,13 +321,13 @@ class Recorder(tune.Callback):
     def _common(self, trial: PlannedTrial) -> dict[str, Any]:
         return {"cell": trial.cell.id, "run": self.run, "scheduler": None}
 
-    def _end(self, trial: PlannedTrial, rows: list[dict[str, Any]]) -> None:
+    def _end(self, trial: PlannedTrial, rows: list[dict[str, Any]], *, keep: bool) -> None:
         if trial.id in self._recorded:
             return
         with self.trouble.noted():
             self.folder.save_outcome(trial.id, rows)
             state = worst([row["status"] for row in rows])
-            if state == "complete" and not self.final:
+            if state == "complete" and not keep:
                 self.folder.delete_checkpoints(trial.id)
         self._note(trial, state)
 

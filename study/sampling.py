@@ -6,18 +6,22 @@ finished comes first.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from study.plan import Cell, Plan, PlannedTrial
+from study.cells import Cell
+from study.plan import Plan, PlannedTrial
 from study.search import End, OptunaSearch, Suggestion
 from study.search_storage import SearchError, storage_url
+from study.spec import StudyError
 from study.store import StoreError, StudyFolder
 from study.trouble import Trouble
+from trainables.problems import Problem, RecipeError
 
 
 class Sampling(Searcher):
@@ -44,13 +48,16 @@ class Sampling(Searcher):
         self._plan, self._folder, self._make_job = plan, folder, make_job
         self._listeners, self._trouble = listeners, trouble
         self._objectives = plan.study.search.objectives
-        with self._told():
-            self._searches = {arm: self._search(arm) for arm in plan.study.design.arms}
-        self._cells = {cell.id: cell for cell in plan.cells}
+        self._arms = {cell.id: cell.arm for cell in plan.cells}
+        # Kept when the space changes: put back, its cells are found again.
+        self._record = [row for row in folder.chosen() if row["cell"] not in plan.chosen]
+        self._record += [{"cell": c.id, "arm": c.arm, "values": plan.chosen[c.id]} for c in plan.cells]
         self._measured_only = deque(trial for trial in plan.todo if trial.trained)
         self._todo = {trial.cell.id: trial for trial in plan.todo if not trial.trained}
+        with self._told():
+            self._searches = {arm: self._search(arm) for arm in plan.study.design.arms}
         self._turns = deque(self._searches)
-        self._asked: dict[str, tuple[str, Suggestion, int]] = {}  # Ray's trial id -> arm, suggestion, seeds
+        self._asked: dict[str, tuple[str, Suggestion]] = {}  # by Ray's trial id
 
     @property
     def exhausted(self) -> list[str]:
@@ -70,34 +77,35 @@ class Sampling(Searcher):
                 continue
             self._turns.rotate(-1)
             trial = self._todo.pop(suggestion.cell, None) or self._chosen(arm, suggestion)
-            self._asked[trial_id] = (arm, suggestion, len(trial.seeds))
+            self._asked[trial_id] = (arm, suggestion)
             return self._configured(trial)
         return str(Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch of a cell that is still in training."""
         if trial_id in self._asked:
-            arm, suggestion, _ = self._asked[trial_id]
+            arm, suggestion = self._asked[trial_id]
+            value = _mean(result["replicates"], self._objectives[0])
             with self._told():
-                self._searches[arm].report(suggestion.number, result["epoch"], _mean(result, self._objectives[0]))
+                self._searches[arm].report(suggestion.number, result["epoch"], value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The cell has ended: of itself, by the scheduler, or with an error."""
         if trial_id not in self._asked:
             return
-        arm, suggestion, seeds = self._asked.pop(trial_id)
-        if error or result is None:
+        arm, suggestion = self._asked.pop(trial_id)
+        if error or result is None or result.get("outcome") == "failed":
             end = End("failed")
-        elif seeds < len(self._plan.study.seeds):
-            # Some seeds were there already: the cell's mean is of all of them, which the next run reads in the folder.
-            return
         else:
-            outcome = result.get("outcome") or "stopped"
-            if outcome != "diverged":
-                # Ray gives the last report with the end.
-                self._searches[arm].report(suggestion.number, result["epoch"], _mean(result, self._objectives[0]))
-            end = End(outcome, result["epoch"], {name: _mean(result, name) for name in self._objectives})
+            # The other seeds, if an earlier run trained them, count as much as these.
+            before = [self._plan.ended.get((suggestion.cell, seed)) for seed in self._plan.study.seeds]
+            rows = [*result["replicates"], *(row for row in before if row is not None)]
+            values = {name: _mean(rows, name) for name in self._objectives}
+            end = End(result.get("outcome") or "stopped", result["epoch"], values)
         with self._told():
+            if end.outcome in ("complete", "stopped"):
+                # Ray gives the last report with the end.
+                self._searches[arm].report(suggestion.number, int(end.epoch or 0), end.values[self._objectives[0]])
             self._searches[arm].tell(suggestion.number, end)
 
     def save(self, checkpoint_path: str) -> None:
@@ -125,12 +133,12 @@ class Sampling(Searcher):
             plan.study.name,
             arm,
             url,
-            lambda values: plan.surveyor.cell(arm, plan.study.sampled(arm, values)).id,
+            lambda values: self._identify(arm, values),
         )
         ends = {cell: self._end(cell) for cell in plan.cells if cell.arm == arm}
         search.reconcile(
             {cell.id: end for cell, end in ends.items() if end},
-            {cell.id: cell.recipe.settings() for cell, end in ends.items() if not end},
+            {cell.id: plan.chosen[cell.id] for cell, end in ends.items() if not end},
         )
         return search
 
@@ -143,14 +151,32 @@ class Sampling(Searcher):
         statuses = {row["status"] for row in found}
         outcome = next(s for s in ("diverged", "stopped", "complete") if s in statuses)
         values = {name: sum(row[name] for row in found) / len(found) for name in self._objectives}
-        return End(outcome, max(int(row["epoch"]) for row in found), values, cell.recipe.settings())
+        return End(outcome, max(int(row["epoch"]) for row in found), values, self._plan.chosen[cell.id])
+
+    def _identify(self, arm: str, values: dict[str, Any]) -> str:
+        """The cell of drawn values.
+
+        Raises:
+            RecipeError: they do not go together, with the data either, or make a cell of another arm.
+        """
+        try:
+            cell = self._plan.surveyor.cell(arm, self._plan.study.sampled(arm, values))
+        except StudyError as error:
+            raise RecipeError([p if isinstance(p, Problem) else Problem("", p) for p in error.problems]) from None
+        other = self._arms.get(cell.id, arm)
+        if other != arm:
+            raise RecipeError([Problem("", f"it is a cell of arm {other}")])
+        return cell.id
 
     def _chosen(self, arm: str, suggestion: Suggestion) -> PlannedTrial:
         """Take a new cell into the plan, on disk before it is trained."""
         study = self._plan.study
         cell = self._plan.surveyor.cell(arm, study.sampled(arm, suggestion.settings))
-        trial = self._plan.add(cell)
+        trial = self._plan.add(cell, suggestion.settings)
+        self._arms[cell.id] = arm
+        self._record.append({"cell": cell.id, "arm": arm, "values": suggestion.settings})
         with self._trouble.noted():
+            self._folder.save_chosen(self._record)
             self._folder.save_plan(self._plan.rows())
         for listen in self._listeners:
             listen(trial)
@@ -160,7 +186,7 @@ class Sampling(Searcher):
         return {"trial": trial.id, "job": self._make_job(trial)}
 
 
-def _mean(result: Mapping[str, Any], name: str) -> float:
-    """A metric of the cell: the mean over its seeds' rows."""
-    values = [float(row[name]) for row in result["replicates"]]
-    return sum(values) / len(values)
+def _mean(rows: Iterable[Mapping[str, Any]], name: str) -> float:
+    """A metric of the cell: the mean over its seeds' rows; NaN where one has no such value."""
+    values = [math.nan if row.get(name) is None else float(row[name]) for row in rows]
+    return sum(values) / len(values) if values else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,7 @@ from study.settings import STRICT, Checkpoints, Exceptional, Resources, Schedule
 from study.yaml_text import YamlError, parse
 from trainables.measures.settings import check as check_measures
 from trainables.problems import Problem, RecipeError, nearest
-from trainables.recipe import Recipe
+from trainables.recipe import Recipe, digest
 
 #: More would be a slip of the pen.
 MOST_SEEDS = 10_000
@@ -118,28 +118,36 @@ class Study(BaseModel):
             raise StudyError([f"{file}: no such file"]) from None
         except (OSError, UnicodeDecodeError) as error:
             raise StudyError([f"{file}: cannot be read ({error.__class__.__name__}: {error})"]) from None
+        changed: set[str] = set()  # by --set or small: a study may be narrowed to cells that no exception is about
         try:
             content, lines = parse(text)
             if not isinstance(content, dict):
                 raise YamlError("holds no mapping of keys to values (name, question, recipe, grid, ...)")
             content = _unshared(content)
             if small:
-                _make_small(content, lines)
+                changed |= _make_small(content, lines)
+            elif content.get("small") and not overrides:
+                _check_small(cls, file)
             for override in overrides:
                 key, value = _override(override)
                 _put(content, lines, key, value, _SET, f"--set {override}")
+                changed |= set(key.split("."))
         except YamlError as error:
             raise StudyError([f"{file}: {error}"]) from None
         try:
-            return cls.of(content)
+            return cls.of(content, changed)
         except _Located as error:
             raise StudyError(
                 [f"{_at(file, path, lines)}: {_join(path, message)}" for path, message in error.found]
             ) from None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Study:
+    def of(cls, content: Mapping[str, Any], changed: Collection[str] = ()) -> Study:
         """Check a mapping as a study file holds it.
+
+        Args:
+            content: the mapping.
+            changed: keys that were set above the file's. An exception that is about one of them may match no cell.
 
         Raises:
             StudyError: with every problem found, each with its key.
@@ -153,7 +161,7 @@ class Study(BaseModel):
         # The recipes are judged even where other sections are wrong: every error of a file at once.
         design = _design(content)
         search = study.search if study else None
-        found += check(design, _ends(design, search)) + _check_sections(content, design, search)
+        found += check(design, _ends(design, search), changed) + _check_sections(content, design, search)
         if study is not None and not found:
             found += same_recipe_twice(study.points) + _check_schedule(study) + _check_search(study)
         if study is None or found:
@@ -186,6 +194,10 @@ class Study(BaseModel):
         if self.search is None:
             return next(self.design.points(arm)).resolve()
         return _ends(self.design, self.searched(arm), [arm])[0].resolve()
+
+    def corners(self) -> list[tuple[str, Recipe]]:
+        """Recipes at the ends of the search's axes, by arm; none without a search."""
+        return [(p.arm, p.resolve()) for arm in self.design.arms for p in _ends(self.design, self.searched(arm), [arm])]
 
     def sampled(self, arm: str, values: Mapping[str, Any]) -> Recipe:
         """The recipe of an arm at a point of the search's space.
@@ -258,7 +270,16 @@ def _check_search(study: Study) -> list[tuple[KeyPath, str]]:
     found: list[tuple[KeyPath, str]] = [
         (("search", *key), message) for key, message in study.search.conflicts(study.scheduler.name)
     ]
-    arms = {arm: set(search.space) if (search := study.searched(arm)) else set() for arm in study.design.arms}
+    searches = {arm: search for arm in study.design.arms if (search := study.searched(arm))}
+    arms = {arm: set(search.space) for arm, search in searches.items()}
+    same: dict[str, str] = {}
+    for arm, search in searches.items():
+        if search.space and search.cells > search.size:
+            message = f"{search.cells} of arm {arm}, whose axes have no more than {search.size:,.0f} different settings"
+            found.append((("search", "cells"), message))
+        first = same.setdefault(digest(study.anywhere(arm).settings(), sorted(search.space)), arm)
+        if first != arm:
+            found.append((("arms", arm), f"searches the same recipes as arm {first}; leave it out or change one"))
     for key in study.search.space.keys() - set().union(*arms.values()):
         found.append((("search", "space", key), f"no arm uses it (arms: {', '.join(arms)})"))
     for arm, axes in arms.items():
@@ -310,6 +331,10 @@ def _explain(error: ValidationError, model: type[BaseModel], content: Mapping[st
                 message = str(item["ctx"]["error"])
             case "literal_error":
                 message = f"{given!r} is not one of {item['ctx']['expected'].replace(chr(39), '')}"
+            case "tuple_type" | "list_type":
+                message = f"{given!r} is not a list"
+            case "dict_type" | "model_type":
+                message = f"{given!r} is not a mapping of keys to values"
             case _:
                 message = f"{item['msg'][0].lower()}{item['msg'][1:]} (it is {given!r})"
         found.append((path, message))
@@ -340,14 +365,24 @@ def _override(override: str) -> tuple[str, Any]:
         raise YamlError(f"--set {override}: {error}") from None
 
 
-def _make_small(content: dict[str, Any], lines: dict[KeyPath, int]) -> None:
-    """Apply the file's own `small` settings, each at the line where it stands."""
+def _check_small(kind: type[Study], file: str | os.PathLike[str]) -> None:
+    """What is wrong with a file's small settings is wrong with the file."""
+    try:
+        kind.load(file, small=True)
+    except StudyError as error:
+        raise StudyError([f"{problem} (with --small)" for problem in error.problems]) from None
+
+
+def _make_small(content: dict[str, Any], lines: dict[KeyPath, int]) -> set[str]:
+    """Apply the file's own `small` settings, each at the line where it stands; the keys that it sets."""
     small = content.pop("small", None)
     if not small or not isinstance(small, dict):
         raise YamlError("has no `small` settings (keys as for --set, and their values)")
-    content["name"] = f"{content.get('name')}_small"
+    if isinstance(content.get("name"), str):
+        content["name"] += "_small"
     for key, value in small.items():
         _put(content, lines, str(key), value, lines.get(("small", key), _SET), f"small.{key}")
+    return {part for key in small for part in str(key).split(".")}
 
 
 def _put(content: dict[str, Any], lines: dict[KeyPath, int], key: str, value: Any, line: int, said: str) -> None:

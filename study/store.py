@@ -4,6 +4,7 @@
       study.json                     schema version, the checked study
       study.yaml                     the file as its user wrote it
       plan.parquet                   one row per planned replicate: cell, arm, seed, the recipe's columns
+      chosen.json                    what a search has drawn, each cell before it is trained
       search.db                      Optuna's record of a search (SQLite), unless its study names a database
       runs/<run>.json                provenance of each run: when, where, with what versions, how it ended
       trials/<trial>/history.parquet     one row per seed and epoch, written by the trial
@@ -42,6 +43,7 @@ _MAGIC = b"sharpness-study checkpoint 1\n"
 
 _OWN = {
     "plan.parquet",
+    "chosen.json",
     "study.yaml",
     "study.json",
     "search.db",
@@ -182,19 +184,17 @@ class StudyFolder:
         """Write every planned replicate; a search adds to them as it chooses."""
         self.write(_parquet(rows), "plan.parquet")
 
-    def plan_rows(self) -> list[dict[str, Any]]:
-        """The rows of plan.parquet; none in a folder without one."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def save_chosen(self, rows: list[dict[str, Any]]) -> None:
+        """Write what a search has drawn so far: `cell`, `arm` and the `values` of its axes, in its order."""
+        self.write(_json(rows), "chosen.json")
 
-        data = self.read("plan.parquet")
-        if data is None:
-            return []
+    def chosen(self) -> list[dict[str, Any]]:
+        """What searches in this folder have drawn, also from spaces that they have no longer."""
+        data = self.read("chosen.json")
         try:
-            rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{self.path('plan.parquet')} is damaged ({error})") from None
-        return rows
+            return [] if data is None else list(json.loads(data))
+        except ValueError:
+            raise StoreError(f"{self.path('chosen.json')} is damaged") from None
 
     def spec(self) -> dict[str, Any] | None:
         """The study as it was frozen, or None in a folder without one.

@@ -132,6 +132,9 @@ class Recipe(BaseModel):
         self.__dict__["augmentation"] = tuple(sorted(self.augmentation, key=_AUGMENTATIONS.index))
         if self.m == self.batch_size and self.probes:
             self.__dict__["m"] = None
+        facts = DATASETS[self.dataset]
+        if self.test_size == facts.test:
+            self.__dict__["test_size"] = None
         for key, rule in _RULES.items():
             value = getattr(self, key)
             if rule.used(self):
@@ -142,6 +145,8 @@ class Recipe(BaseModel):
                 problems.append(Problem(key, rule.refusal(self), unused=True))
         if not problems:
             problems += _conflicts(self)
+        if not problems and facts.train and self.train_size == facts.train - (self.validation_size or 0):
+            self.__dict__["train_size"] = None
         if problems:
             raise RecipeError(problems)
         return self
@@ -374,6 +379,8 @@ def _conflicts(r: Recipe) -> list[Problem]:
         found.append(Problem("nesterov", "needs momentum above 0"))
     if len(set(r.augmentation)) < len(r.augmentation):
         found.append(Problem("augmentation", "names an operation twice"))
+    if r.normalisation == "imagenet" and facts.channels != 3:
+        found.append(Problem("normalisation", f"imagenet is for three channels; {r.dataset} has {facts.channels}"))
     if "autoaugment" in r.augmentation and facts.channels not in (1, 3):
         found.append(Problem("augmentation", f"autoaugment is for grey or colour images; {r.dataset} has neither"))
     for key, pixels in (("cutout_size", r.cutout_size), ("crop_padding", r.crop_padding)):

@@ -8,6 +8,7 @@ in, so this package knows nothing of where a study lives.
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,8 +16,10 @@ from typing import Any, Protocol
 import torch
 from ray import tune
 
+from trainables.data import DataError
 from trainables.measures import check
 from trainables.measures import run as run_measure
+from trainables.models.weights import WeightsError
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate, Row
 
@@ -50,11 +53,13 @@ class Trial(tune.Trainable):
     `recipe` (settings), the `seeds`, `until`: the epoch at which the cell is already known to end, or None, and
     `measures`: what to measure on the trained networks, by tag. (Ray copies every configuration of a grid for every
     trial it makes: with the jobs in it, ten thousand trials would take it half an hour. A search, whose jobs are not
-    known beforehand, has each one in its configuration, under `job`.) One `step` is one epoch of every seed. A report
-    has the cell's means, a row per seed in `replicates`, the `step_seconds` that all of them trained, and in its last
-    one `outcome`: `complete` (with the test accuracy, measured here and nowhere else), `stopped` (at `until`) or
-    `diverged`. A job with `trained` is of a trial that is complete already and only lacks measures: it trains nothing,
-    and its outcome is `measured`.
+    known beforehand, has each one in its configuration, under `job`.) A job with `trained` is of a trial that is
+    complete already and only lacks measures: it trains nothing.
+
+    One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, the
+    `step_seconds` that all of them trained, and in its last one `outcome`: `complete` (with the test accuracy, measured
+    here and nowhere else, and a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`,
+    `measured` (a `trained` job's), or `failed` with its `reason`: data or weights that no second try would mend.
     """
 
     def setup(
@@ -86,6 +91,17 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch of every seed."""
+        if self.failure:
+            return {
+                "epoch": 0,
+                **dict.fromkeys(AVERAGED, math.nan),
+                "replicates": [],
+                "device": "",
+                "step_seconds": 0.0,
+                "outcome": "failed",
+                "reason": self.failure,
+                "done": True,
+            }
         before = sum(replicate.train_seconds for replicate in self.replicates)
         if self.epoch < self.target:
             self.epoch += 1
@@ -130,14 +146,18 @@ class Trial(tune.Trainable):
         self.recipe = recipe
         # Before the next cell's: two cells at once would need twice the device's memory.
         self.replicates: list[Replicate] = []
-        self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
+        #: What is wrong with the data or the weights: trying again would not mend it.
+        self.failure: str | None = None
+        self.epoch, self.rows, self._written = 0, [], 0
+        self.history: list[Row] = []
+        self._checkpointed = time.monotonic()
+        try:
+            self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
+        except (DataError, WeightsError) as error:
+            self.failure = str(error)
+            return
         device = self.replicates[0].device
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        self.epoch = 0
-        self.rows = []
-        self.history: list[Row] = []
-        self._written = 0
-        self._checkpointed = time.monotonic()
         saved = self.keeper.load_checkpoint(self.trial)
         if saved is not None:
             self._restore(saved)

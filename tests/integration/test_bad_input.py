@@ -1,9 +1,12 @@
 """What a newcomer gets wrong: one clear line, exit code 2, no traceback, and nothing changed on disk."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from processes import study
 
 GOOD = """\
@@ -48,6 +51,12 @@ def file(tmp_path):
         ("resources.cpu=0", ["resources.cpu"]),
         ("scheduler=median", ["scheduler"]),
         ("recipe.dataset=cifar10", ["cifar10"]),  # no data root
+        ("recipe.label_noise=1.2", ["recipe.label_noise", "1.2 is above 1"]),
+        ("measures.perturbation.alpha=[1, 0.5]", ["measures.perturbation.alpha", "increas"]),
+        ("validation_size=2000", ["validation_size", "2000 leaves no training images of 1437"]),
+        ("pretrained=nowhere.pt", ["no weights at nowhere.pt"]),
+        ("pretrained=small.yaml", ["small.yaml is no file of weights"]),
+        ("pretrained=hub:default", ["digits_cnn has no published weights"]),
     ],
 )
 def test_a_wrong_setting(file, tmp_path, change, words):
@@ -141,3 +150,51 @@ def test_a_report_that_cannot_be_written(tmp_path, file):
 def test_a_number_of_cpus_that_is_none(tmp_path, file):
     assert "whole number" in refused(tmp_path, "run", file, "--cpus", "-1")
     assert "whole number" in refused(tmp_path, "run", file, "--cpus", "0")
+
+
+def test_weights_of_another_network_are_refused_before_a_cluster_is_started(file, tmp_path):
+    build = "from trainables.models import build; from trainables.models.pretrained import save_weights; "
+    make = "network = build('mlp', classes=10, channels=1, side=8); "
+    save = "save_weights(network.state_dict(), 'mlp.safetensors', model='mlp', classes=10, about={})"
+    subprocess.run([sys.executable, "-c", build + make + save], cwd=tmp_path, check=True)
+    message = refused(tmp_path, "run", file, "--set", "pretrained=mlp.safetensors")
+    assert len(message.strip().splitlines()) == 1, message
+    assert "holds mlp, not digits_cnn" in message
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of two classes with ten pictures each."""
+    for name in ("rose", "tulip"):
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (20, 16), (10 * i, 90, 40)).save(tmp_path / "flowers" / name / f"{i}.png")
+    text = "name: pictures\nquestion: q\nrecipe: {dataset: image_folder, folder: flowers, image_side: 16, model: mlp, "
+    file = tmp_path / "pictures.yaml"
+    file.write_text(text + "optimiser: sgd, epochs: 1, batch_size: 4, validation_size: 4}\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("folder=rosen", ["rosen"]),
+        ("folder=flowers/rose", ["flowers/rose", "class"]),
+        ("validation_size=16", ["validation_size", "16 leaves no training images of 16"]),
+        ("train_size=50", ["train_size", "50 asked, 12 there"]),
+        ("validation_size=null", ["validation_size", "is missing"]),
+    ],
+)
+def test_a_wrong_folder_of_images(pictures, tmp_path, change, words):
+    message = refused(tmp_path, "run", pictures, "--data", ".", "--set", change)
+    assert len(message.strip().splitlines()) == 1, message
+    for word in words:
+        assert word in message
+
+
+def test_an_image_that_does_not_decode_is_named_and_tried_once(pictures, tmp_path):
+    (tmp_path / "flowers" / "rose" / "3.png").write_bytes(b"no picture")
+    done = study("run", pictures, "--data", tmp_path, "--storage", tmp_path, "--no-report")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("3.png") == 1, done.stderr
+    assert "Traceback" not in done.stderr

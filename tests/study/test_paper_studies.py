@@ -164,8 +164,19 @@ def test_the_search_gives_every_optimiser_the_same_number_of_cells_over_what_it_
     assert {arm: set(study.searched(arm).space) for arm in study.design.arms} == {
         "sgd": {"lr", "weight_decay"},
         "sam": {"gamma", "lr", "weight_decay"},
-        "asam": {"gamma", "eta", "lr", "weight_decay"},
+        "asam": {"gamma", "lr", "weight_decay"},
         "fsam": {"gamma", "eta", "lr", "weight_decay"},
     }
     assert {study.searched(arm).cells for arm in study.design.arms} == {study.search.cells}
     assert (study.search.sampler, study.scheduler.name) == ("tpe", "asha")
+
+
+def test_the_search_begins_with_every_optimisers_setting_in_the_paper():
+    study = Study.load(STUDIES / "optuna_search.yaml")
+    first = {}
+    for arm in study.design.arms:
+        search = study.searched(arm)
+        whole = [values for values in search.enqueue if values.keys() == search.space.keys()]
+        first[arm] = [study.sampled(arm, values) for values in whole]
+    for arm, gamma, eta in (("sam", 0.05, None), ("asam", 0.5, 0.01), ("fsam", 0.1, 1.0)):
+        assert (gamma, eta, 0.1, 5e-4) in [(r.gamma, r.eta, r.lr, r.weight_decay) for r in first[arm]]

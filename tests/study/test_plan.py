@@ -182,3 +182,25 @@ def test_ten_thousand_cells_are_planned_in_two_seconds(tmp_path):
         times.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     assert "10,000 cells" in out
     assert min(times) < 2.0, times
+
+
+def test_one_file_of_weights_by_two_paths_makes_one_cell(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    (tmp_path / "copy.pt").write_bytes(b"weights")
+    axis = {"pretrained": ["w.pt", "./w.pt", str(tmp_path / "w.pt"), "copy.pt"]}
+    assert len(plan(folder, arms={"sgd": {"optimiser": "sgd"}}, grid=axis).cells) == 1
+    arms = {"a": {"optimiser": "sgd", "pretrained": "w.pt"}, "b": {"optimiser": "sgd", "pretrained": "copy.pt"}}
+    with pytest.raises(StudyError, match="is the same training as arm a"):
+        plan(folder, arms=arms, grid={})
+    (tmp_path / "copy.pt").write_bytes(b"other weights")
+    assert len(plan(folder, arms=arms, grid={}).cells) == 2
+
+
+def test_a_size_that_takes_everything_is_the_same_recipe_as_none(folder):
+    arms = {"sgd": {"optimiser": "sgd"}}
+    axis = {"test_size": [256, 255]}
+    assert len(plan(folder, arms=arms, grid=axis).cells) == 2
+    whole = plan(folder, arms=arms, grid={}).cells[0].id
+    assert plan(folder, arms=arms, grid={"test_size": [256]}).cells[0].id == whole
+    assert plan(folder, arms=arms, grid={"train_size": [384]}).cells[0].id == whole

@@ -318,3 +318,41 @@ def test_a_wrong_search_is_named(load, old, new, words):
     assert old in SEARCH
     found = "\n".join(problems(load, SEARCH.replace(old, new, 1)))
     assert words in found, found
+
+
+def test_a_study_may_be_narrowed_to_cells_that_no_exception_is_about(load):
+    text = GOOD + "exceptions:\n  - {when: {gamma: 0.1}, set: {lr: 0.2}}\n  - {when: {arm: sgd}, set: {epochs: 8}}\n"
+    assert {r.gamma for _, r in load(text, "gamma=[0.01]").points} == {0.01, None}
+    assert load(text, "arms={sam: {optimiser: sam}}", "grid={gamma: [0.1]}").points
+    assert "matches no cell" in problems(load, text.replace("gamma: 0.1}", "gamma: 0.2}"))[0]
+
+
+def test_an_exception_can_be_about_a_list(load):
+    text = GOOD.replace("optimiser: sgd", "optimiser: sgd, augmentation: [flip]")
+    study = load(text + "exceptions:\n  - {when: {augmentation: [flip]}, set: {epochs: 5}}\n")
+    assert {(arm, r.epochs) for arm, r in study.points} == {("fsam", 4), ("sam", 4), ("sgd", 5)}
+
+
+def test_how_many_cells_have_an_exception_is_counted(load):
+    assert load(GOOD + EXCEPTIONS).design.excepted() == {"epochs": 1, "lr": 2, "batch_size": 2, "eta": 1}
+    assert load(GOOD).design.excepted() == {}
+
+
+def test_small_settings_are_checked_with_the_file(load):
+    found = problems(load, GOOD + "small: {recipe.modle: mlp}\n")
+    assert found == [found[0]]
+    assert "recipe.modle: unknown; did you mean model?" in found[0]
+    assert "(with --small)" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("exceptions: {when: {arm: sgd}}\n", "exceptions"),
+        ("exceptions: [sgd]\n", "exceptions[0]: 'sgd' is not a mapping"),
+    ],
+)
+def test_sections_of_another_shape_are_said_in_words(load, text, words):
+    found = problems(load, GOOD + text)
+    assert words in found[0]
+    assert "valid" not in found[0]

@@ -245,3 +245,19 @@ def test_a_recipe_of_no_epochs_is_measured_as_it_starts():
     assert row["gradient_evaluations"] == 0
     assert 0 <= row["test_accuracy"] <= 1
     assert [r["epoch"] for r in keeper.histories["t"]] == [0, 0]
+
+
+def test_weights_that_do_not_fit_end_the_trial_as_failed_and_are_not_tried_again(tmp_path):
+    file = tmp_path / "weights.pt"
+    torch.save({"hidden.weight": torch.zeros(3, 3)}, file)
+    reports = run(start(Memory(), job(pretrained=str(file))))
+    assert [(r["outcome"], r["replicates"]) for r in reports] == [("failed", [])]
+    assert "another architecture" in reports[0]["reason"]
+    assert "\n" not in reports[0]["reason"]
+
+
+def test_a_worker_goes_on_after_a_trial_that_failed(whole, tmp_path):
+    trial = start(Memory(), job("other", pretrained=str(tmp_path / "nothing.pt")), then=job())
+    assert trial.step()["outcome"] == "failed"
+    assert trial.reset_config(job()[0])
+    assert str(values(run(trial)[-1])) == str(values(whole[0][-1]))
