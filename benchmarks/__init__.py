@@ -7,5 +7,6 @@ operations       tensor operations that an optimiser issues
 steps            one optimiser step: ours beside davda54's
 augmentation     AutoAugment, crop, flip and Cutout: ours beside torchvision on PIL
 control_plane    a study beside the training in it
+studies          a study that was run for real, as a record
 records/         committed measurements
 """

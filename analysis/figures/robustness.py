@@ -33,7 +33,7 @@ def robustness(
     """A line an arm and direction, adversarial solid and random dashed, with its 95 % interval as a band.
 
     Args:
-        curves: what `robustness.curves_of` returns, one cell an arm and panel.
+        curves: what `robustness.curves_of` returns, one cell an arm and panel, one kind of BatchNorm statistics.
         titles: panel title by cell id, panels in the order of their first cell; None: all in one panel.
         arms: every arm of the study, for the colours; None: those of `curves`.
         chance: accuracy of guessing, in [0, 1], drawn as a thin line.

@@ -13,6 +13,10 @@ from analysis.robustness import chance, half_lost
 from analysis.words import absent, measured, setting, settings, shown
 
 _MOST_PANELS = 6
+_STATISTICS = {
+    "kept": " BatchNorm's running statistics stay as training left them.",
+    "recomputed": " BatchNorm's running statistics are recomputed at each perturbed point.",
+}
 _DIRECTION = {"adversarial": "along the gradient", "random": "random"}
 
 
@@ -32,19 +36,22 @@ def robustness(found: Findings, folder: Path, figures: dict[str, list[Path]]) ->
         return page.paragraph("None of the cells that validation chooses has been perturbed yet.")
     titles = {cell: title for cell, title in titles.items() if (drawn["cell"] == cell).any()}
     guess = chance(found.cells[found.cells["cell"].isin(titles)])
-    figure = draw.robustness(drawn, titles, found.arms, guess)
-    figures["robustness"] = draw.save(figure, folder / "robustness")
-    statistics = " and ".join(dict.fromkeys(map(str, drawn["batch_norm"])))
-    caption = (
-        "Test accuracy of trained networks whose parameters are moved by alpha, along the gradient of the training "
-        "loss (solid) and in random directions (dashed): mean over the seeds, bands are 95 % intervals. BatchNorm's "
-        f"statistics: {statistics}."
-    )
-    if found.tuned:
-        caption += " Each arm at the cell that validation chooses."
-    if len(groups) > _MOST_PANELS:
-        caption += f" The first {_MOST_PANELS} of {len(groups)} conditions."
-    body = page.picture(figures["robustness"][0], _told(drawn), caption)
+    kinds = list(dict.fromkeys(map(str, drawn["batch_norm"])))
+    body = ""
+    for kind in kinds:
+        own = drawn[drawn["batch_norm"] == kind]
+        name = "robustness" if len(kinds) == 1 else f"robustness_{kind}"
+        figures[name] = draw.save(draw.robustness(own, titles, found.arms, guess), folder / name)
+        caption = (
+            "Test accuracy of trained networks whose parameters are moved by alpha, along the gradient of the training "
+            "loss (solid) and in random directions (dashed): mean over the seeds, bands are 95 % intervals."
+            f"{_STATISTICS.get(kind, '')}"
+        )
+        if found.tuned:
+            caption += " Each arm at the cell that validation chooses."
+        if len(groups) > _MOST_PANELS:
+            caption += f" The first {_MOST_PANELS} of {len(groups)} conditions."
+        body += page.picture(figures[name][0], _told(own), caption)
     return body + _table(found, drawn)
 
 
@@ -62,7 +69,8 @@ def _table(found: Findings, curves: pd.DataFrame) -> str:
     alphas = sorted(curves["alpha"].unique())
     of_cell = found.cells.set_index("cell")
     rows = []
-    for (cell, direction, _), own in curves.groupby(["cell", "direction", "batch_norm"], sort=False):
+    several = curves["batch_norm"].nunique() > 1
+    for (cell, direction, kind), own in curves.groupby(["cell", "direction", "batch_norm"], sort=False):
         at = own.set_index("alpha")
         draws = f", {own['draws'].max()} a seed" if own["draws"].max() > 1 else ""
         name = found.called(of_cell.loc[str(cell)])
@@ -70,7 +78,8 @@ def _table(found: Findings, curves: pd.DataFrame) -> str:
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         values = [_short(at.loc[[alpha]].iloc[0]) if alpha in at.index else "–" for alpha in alphas]
         half = setting(half_lost(own))
-        rows.append([name, _DIRECTION.get(str(direction), str(direction)) + draws, n, half, *values])
+        how = _DIRECTION.get(str(direction), str(direction)) + draws + (f", {kind}" if several else "")
+        rows.append([name, how, n, half, *values])
     note = page.paragraph(
         "Test accuracy in per cent at each alpha ± half a 95 % interval; n counts seeds, a seed's random directions "
         "are averaged first. Half lost at: the first measured alpha at which less than half of the accuracy at alpha 0 "

@@ -144,3 +144,21 @@ def test_a_declared_measure_that_is_not_there_yet_is_said(tmp_path):
     report = write_report(FakeReader(frame, spec=SPEC), tmp_path)
     assert "No complete cell has been perturbed yet." in report.html.read_text()
     assert "robustness" not in report.figures
+
+
+def test_statistics_kept_and_recomputed_are_two_figures_and_are_never_joined(tmp_path):
+    frame = pd.DataFrame([replicate("a", s, validation_accuracy=0.9, test_accuracy=0.9) for s in range(2)])
+    kept = perturbation_of(frame)
+    recomputed = kept.assign(batch_norm="recomputed", test_accuracy=0.5)
+    reader = FakeReader(frame, spec=SPEC, measures={"perturbation": pd.concat([kept, recomputed])})
+    report = write_report(reader, tmp_path)
+    assert {"robustness_kept", "robustness_recomputed"} <= set(report.figures)
+    assert "robustness" not in report.figures
+    curves = pd.read_csv(tmp_path / "tables" / "robustness.csv")
+    assert set(curves.loc[curves["batch_norm"] == "recomputed", "mean"]) == {0.5}
+    figure = robustness(curves_of(recomputed, cells(frame)))
+    lines = [line for line in figure.axes[0].get_lines() if line.get_gid() != "chance"]
+    assert all((line.get_ydata() == 50).all() for line in lines)
+    text = report.html.read_text()
+    assert "along the gradient, kept" in text
+    assert "along the gradient, recomputed" in text

@@ -170,3 +170,37 @@ def test_a_study_without_a_gap_on_its_cores_is_ideal():
     ran = Ran(command_seconds=12, run_seconds=10, train_seconds=20, bare_seconds=20, trials=4, cores=2)
     assert ran.run_seconds / ran.ideal(ran.train_seconds) == 1
     assert ran.start_up == 2
+
+
+def test_a_studys_record_has_its_results_and_no_place_of_the_machine(tmp_path):
+    from benchmarks.studies import document
+    from study.plan import make_plan
+    from study.spec import Study
+    from study.store import StudyFolder
+
+    spec = {
+        "name": "s",
+        "question": "q",
+        "recipe": {"dataset": "synthetic", "model": "mlp", "optimiser": "sgd", "epochs": 1},
+        "seeds": [0, 1],
+        "storage": str(tmp_path),
+        "data": str(tmp_path),
+    }
+    study = Study.of(spec)
+    folder = StudyFolder(str(tmp_path / "s"))
+    plan = make_plan(study, folder)
+    folder.save_study(study.model_dump(mode="json"), "", plan.rows())
+    folder.save_run("r", {"run": "r", "started": "2026-11-25T00:00:00+00:00", "command": ["study", str(tmp_path)]})
+    rows = [
+        {"cell": plan.cells[0].id, "seed": seed, "status": "complete", "epoch": 1, "run": "r", "scheduler": None,
+         "validation_accuracy": 0.5, "test_accuracy": 0.5 + 0.1 * seed, "test_loss": 1.0, "gradient_evaluations": 3,
+         "train_seconds": 1.0}
+        for seed in (0, 1)
+    ]  # fmt: skip
+    folder.save_outcome(plan.todo[0].id, rows)
+    record = document(str(tmp_path / "s"), card="one NVIDIA H100")
+    assert record["benchmark"] == "study-s"
+    assert record["card"] == "one NVIDIA H100"
+    assert record["cells"][0]["mean"] == pytest.approx(0.55)
+    assert record["cells"][0]["n"] == 2
+    assert str(tmp_path) not in json.dumps(record)
