@@ -14,7 +14,7 @@ study: setup  ## train the gamma x eta grid of Fisher SAM on digits, and draw it
 	$(BIN)/study run studies/digits_sensitivity.yaml
 
 test: lint types  ## what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
