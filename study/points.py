@@ -159,7 +159,10 @@ def check(design: Design, extra: Sequence[Assembled] = (), changed: Collection[s
         about = {"arms", *when} if "arm" in when else set(when)
         if i not in matched and not about & set(changed):
             found[("exceptions", i, "when"), "matches no cell"] = None
-    return list(found) or _unread(design, used, matched)
+    if found:
+        return list(found)
+    # Narrowed to some arms, a study may leave shared settings unread that the others would have read.
+    return [(place, message) for place, message in _unread(design, used, matched) if not {"arms", "arm"} & set(changed)]
 
 
 def same_recipe_twice(points: Sequence[tuple[str, Recipe]]) -> list[tuple[KeyPath, str]]:

@@ -203,10 +203,12 @@ def test_asha_stops_cells_and_its_ledger_replays(shared, tmp_path):
     assert (stopped["epoch"] < 9).all()
     assert stopped["reason"].str.contains("asha").all()
     # The order of the ledger is the order of the decisions: replayed, it decides the same.
-    replayed = Asha(9, 1, 2)
+    arm_of = dict(zip(frame["cell"], frame["arm"], strict=True))
+    replayed = {arm: Asha(9, 1, 2) for arm in frame["arm"].unique()}
     for row in reader.folder.decisions_rows():
         recorded = as_decision(row)
-        assert replayed.report(recorded.cell, recorded.epoch, recorded.value) == recorded
+        assert replayed[arm_of[recorded.cell]].report(recorded.cell, recorded.epoch, recorded.value) == recorded
+    assert set(frame.loc[frame["arm"] == "sgd", "status"]) == {"complete"}, "a reference has no rivals in its arm"
     assert set(decisions[decisions["stop"]]["cell"]) == set(stopped["cell"])
     # A cell's decision is on its mean over the seeds.
     last = stopped.groupby("cell")["validation_accuracy"].mean()

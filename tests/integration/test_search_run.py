@@ -53,7 +53,7 @@ def killed(file, tmp_path_factory):
     finally:
         family = descendants(process.pid)
         end(process, family)
-    chosen = {row["cell"] for row in StudyFolder(str(folder)).plan_rows()}
+    chosen = {row["cell"] for row in StudyFolder(str(folder)).chosen()}
     done = study("run", file, "--storage", storage, "--cpus", 2)
     assert done.returncode == 0, done.stderr
     return folder, chosen, done

@@ -356,3 +356,13 @@ def test_sections_of_another_shape_are_said_in_words(load, text, words):
     found = problems(load, GOOD + text)
     assert words in found[0]
     assert "valid" not in found[0]
+
+
+def test_a_shared_setting_that_every_arm_replaces_is_read_by_nobody_unless_the_arms_were_narrowed(load):
+    text = GOOD.replace("epochs: 4", "epochs: 4, lr: 0.1").replace("optimiser: sgd", "optimiser: sgd, lr: 0.3")
+    assert load(text).points
+    every = text.replace("optimiser: sam", "optimiser: sam, lr: 0.2").replace(
+        "optimiser: fsam", "optimiser: fsam, lr: 1"
+    )
+    assert "recipe.lr: every arm that uses it sets its own (fsam, sam, sgd)" in problems(load, every)[0]
+    assert load(text, "arms={sgd: {optimiser: sgd, lr: 0.3}}", "grid={}").points[0][1].lr == 0.3
