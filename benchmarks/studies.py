@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from study.reader import open_study
 
 #: The report's tables that a record keeps, where the study has them.
 TABLES = ("by_condition", "cells", "differences", "robustness", "curvature", "sharpness")
+
+#: An absolute path, of which the last name is kept.
+_PATH = re.compile(r"(?<![\w.:/])(?:/[\w.+-]+)+/([\w.+-]+)")
 
 #: Keys of a frozen study that name places of a machine.
 _PLACES = ("storage", "data", "small")
@@ -44,7 +48,7 @@ def document(folder: str, card: str | None = None) -> dict[str, Any]:
             if f"{name}.parquet" in report.tables
         }
         lines = [line for line in summary_lines(reader) if scratch not in line]
-    return {
+    record = {
         "benchmark": f"study-{reader.spec['name'].replace('_', '-')}",
         "date": runs[-1]["started"],
         "card": card,
@@ -53,6 +57,8 @@ def document(folder: str, card: str | None = None) -> dict[str, Any]:
         "summary": lines,
         **{name: [{k: v for k, v in row.items() if v is not None} for row in rows] for name, rows in tables.items()},
     }
+    placeless: dict[str, Any] = json.loads(_PATH.sub(r"\1", json.dumps(record)))
+    return placeless
 
 
 def main() -> None:

@@ -186,6 +186,8 @@ def test_a_studys_record_has_its_results_and_no_place_of_the_machine(tmp_path):
         "storage": str(tmp_path),
         "data": str(tmp_path),
     }
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    spec["recipe"]["pretrained"] = str(tmp_path / "w.safetensors")
     study = Study.of(spec)
     folder = StudyFolder(str(tmp_path / "s"))
     plan = make_plan(study, folder)
@@ -203,4 +205,5 @@ def test_a_studys_record_has_its_results_and_no_place_of_the_machine(tmp_path):
     assert record["card"] == "one NVIDIA H100"
     assert record["cells"][0]["mean"] == pytest.approx(0.55)
     assert record["cells"][0]["n"] == 2
+    assert record["study"]["recipe"]["pretrained"] == "w.safetensors"
     assert str(tmp_path) not in json.dumps(record)
