@@ -169,7 +169,8 @@ def _plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
         settings = ", ".join(f"{key} in {n}" for key, n in excepted.items())
         lines.append(f"  exceptions set {settings} of {_count(len(plan.cells), 'cell')}")
     if study.measures:
-        lines.append(f"  measures: {', '.join(study.measures)}; {_count(measure, 'trained trial')} to measure")
+        when = f"; {_count(measure, 'trained trial')} to measure" if measure else ", of every trial that is complete"
+        lines.append(f"  measures: {', '.join(study.measures)}{when}")
     if plan.unmeasurable:
         lines.append(
             f"  {_count(len(plan.unmeasurable), 'complete trial')} kept no checkpoint (checkpoints.final: false), "
