@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from study.store import StudyFolder
-
-if TYPE_CHECKING:
-    from trainables.replicate import Row
+from study.store import StoreError, StudyFolder
 
 
 @dataclass(frozen=True)
@@ -24,24 +22,34 @@ class FolderKeeper:
     folder: StudyFolder
     keep: int
 
-    def load_checkpoint(self, trial: str) -> bytes | None:
-        payload, damaged = self.folder.load_checkpoint(trial)
-        if damaged:
-            age = "an older one" if payload else "the beginning"
-            print(
-                f"trial {trial}: passing over damaged checkpoint {', '.join(damaged)}; going on from {age}",
-                file=sys.stderr,
-            )
-        return payload
+    def load_checkpoint(self, trial: str) -> tuple[bytes | None, list[str]]:
+        with _kept():
+            payload, damaged = self.folder.load_checkpoint(trial)
+        if not damaged:
+            return payload, []
+        age = "the one before" if payload else "the beginning"
+        return payload, [f"trial {trial}: checkpoint {', '.join(damaged)} is damaged; it went on from {age}"]
 
     def save_checkpoint(self, trial: str, epoch: int, payload: bytes) -> None:
-        self.folder.save_checkpoint(trial, epoch, payload, self.keep)
-
-    def save_history(self, trial: str, rows: list[Row]) -> None:
-        self.folder.save_history(trial, rows)
+        with _kept():
+            self.folder.save_checkpoint(trial, epoch, payload, self.keep)
 
     def measured(self, trial: str) -> set[str]:
-        return self.folder.measures(trial)
+        with _kept():
+            return self.folder.measures(trial)
 
     def save_measure(self, trial: str, tag: str, rows: list[dict[str, Any]]) -> None:
-        self.folder.save_measure(trial, tag, rows)
+        with _kept():
+            self.folder.save_measure(trial, tag, rows)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """A trial knows no store: what goes wrong with it is an error of its keeper."""
+    # Here, since the driver's side of this module needs no torch.
+    from trainables.trial import KeepError
+
+    try:
+        yield
+    except StoreError as error:
+        raise KeepError(str(error)) from error

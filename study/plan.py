@@ -154,6 +154,8 @@ def make_plan(study: Study, folder: StudyFolder) -> Plan:
         StudyError: a data set is smaller than a recipe asks.
         study.store.StoreError: the folder cannot be read.
     """
+    # A folder of another version would look like an empty one.
+    folder.spec()
     surveyor = Surveyor(study.data_root())
     chosen: dict[str, dict[str, Any]] = {}
     if study.search is None:
@@ -245,9 +247,11 @@ def _unmeasured(
         if not kept:
             hopeless.append(trial)
             continue
-        seeds = tuple(sorted(row["seed"] for row in folder.trial_rows("replicates.parquet", [trial], ["seed"])))
-        lacking.append(PlannedTrial(complete[trial], seeds, None, trial))
-    return lacking, hopeless
+        lacking.append(trial)
+    seeds: dict[str, set[int]] = {}
+    for row in folder.rows("ends", ["seed"], lacking) if lacking else []:
+        seeds.setdefault(row["trial"], set()).add(row["seed"])
+    return [PlannedTrial(complete[t], tuple(sorted(seeds[t])), None, t) for t in lacking], hopeless
 
 
 def as_decision(row: Mapping[str, Any]) -> Decision:

@@ -65,11 +65,12 @@ class StudyReader:
         """One row per trial, seed and epoch of the planned cells."""
         import pandas as pd
 
-        rows = self.folder.trial_table("history.parquet")
+        rows = self.folder.table("history")
         if not len(rows):
             return pd.DataFrame(columns=["cell", "trial", "arm", "seed", "epoch"])
         frame = rows.to_pandas().merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
-        # Of a replicate that two trials have trained (other seeds beside it, the same numbers) one is enough.
+        # An epoch is reported again when its trial goes on from a checkpoint, or trained again with other seeds beside
+        # it: the same numbers, one is enough.
         frame = frame.drop_duplicates(["cell", "seed", "epoch"], ignore_index=True)
         first = ["cell", "trial", "arm", "seed", "epoch"]
         return frame[[*first, *(c for c in frame.columns if c not in first)]]
@@ -106,7 +107,7 @@ class StudyReader:
 
         found = [tag for tag, (own, _) in tags(self.spec.get("measures", {})).items() if own == name]
         first = ["cell", "trial", "arm", "seed"]
-        rows = self.folder.trial_table(f"measures/{found[0]}.parquet") if found else None
+        rows = self.folder.measure_table(found[0]) if found else None
         if rows is None or not len(rows):
             return pd.DataFrame(columns=first)
         frame = rows.to_pandas().merge(self._plan()[["cell", "arm", "seed"]], on=["cell", "seed"])
@@ -127,10 +128,8 @@ class StudyReader:
 
     def _progress(self, ended: set[str]) -> dict[tuple[str, int], tuple[int, str]]:
         """(cell, seed) -> (epoch, trial) of the trials that have epochs and no end."""
-        unfinished = [trial for trial in self.folder.names("trials") if trial not in ended]
-        rows = self.folder.trial_rows("history.parquet", unfinished, ["cell", "seed", "epoch"])
         found: dict[tuple[str, int], tuple[int, str]] = {}
-        for row in rows:
+        for row in self.folder.unfinished(ended, ["cell", "seed", "epoch"]).to_pylist():
             key = (row["cell"], row["seed"])
             if key not in found or row["epoch"] > found[key][0]:
                 found[key] = (row["epoch"], row["trial"])

@@ -22,13 +22,14 @@ os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "
 
 from ray import tune  # the environment above has to be set first
 
-from study.board import Board, worst
+from study.board import Board
 from study.cluster import choose_resources
 from study.keeper import FolderKeeper
 from study.measured import tags
 from study.plan import Plan, PlannedTrial
 from study.progress import Display, make_display
 from study.provenance import now, provenance
+from study.recorder import Recorder
 from study.sampling import Sampling
 from study.scheduling import make_scheduler
 from study.store import StoreError, StudyFolder
@@ -48,6 +49,7 @@ class Summary:
     ended: dict[str, int] = field(default_factory=dict)  # trials of this run by how they ended
     reasons: list[str] = field(default_factory=list)  # why trials failed, each once
     unmeasured: list[str] = field(default_factory=list)  # a line for each measure that failed
+    remarks: list[str] = field(default_factory=list)  # what a person should know of: damaged checkpoints passed over
     exhausted: list[str] = field(default_factory=list)  # a line for each arm whose search found no more cells
     interrupted: bool = False
 
@@ -79,12 +81,14 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
     folder.save_run(run, record)
     board = Board.of(plan)
     trouble = Trouble()
-    recorder = Recorder(plan, folder, run, board, display or make_display(board), trouble)
+    recording = folder.recording(run)
+    recorder = Recorder(plan, folder, recording, board, display or make_display(board), trouble)
     began = time.monotonic()
     broken: str | None = "ended by an error"
     try:
         with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
-            exhausted = _fit(plan, folder, run, resources, recorder, scratch, trouble)
+            exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
+        recording.close()
         broken = None
     except Exception as error:
         if trouble.first is None:
@@ -95,6 +99,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
         if broken:
             # The store may be what is broken.
             with suppress(StoreError):
+                recording.flush()
                 folder.save_run(run, {**record, "ended": now(), "interrupted": True, "reason": broken})
     unsampled = [arm for arm, count in plan.unsampled().items() if count]
     summary = Summary(
@@ -105,6 +110,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
         ended=recorder.ended,
         reasons=recorder.reasons,
         unmeasured=recorder.unmeasured,
+        remarks=recorder.remarks,
         exhausted=exhausted,
         interrupted=sum(recorder.ended.values()) < len(plan.todo) or len(exhausted) < len(unsampled),
     )
@@ -117,6 +123,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
             "train_seconds": round(summary.train_seconds, 3),
             "trials": summary.ended,
             "unmeasured": summary.unmeasured,
+            "remarks": summary.remarks,
             "exhausted": summary.exhausted,
             "interrupted": summary.interrupted,
             "devices": sorted(recorder.devices),
@@ -128,7 +135,6 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
 def _fit(
     plan: Plan,
     folder: StudyFolder,
-    run: str,
     resources: dict[str, float],
     recorder: Recorder,
     scratch: str,
@@ -151,7 +157,8 @@ def _fit(
     )
     # Failures are recorded with their reason; Ray would print each one's whole traceback over the display.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    scheduler = make_scheduler(plan, folder, run, trouble)
+    scheduler = make_scheduler(plan, folder, recorder.recording, trouble)
+    recorder.stops = scheduler.stops
     search: Sampling | None = None
     sampling: dict[str, Any] = {}
     if study.search is not None:
@@ -215,133 +222,6 @@ class JobMaker:
         }
 
 
-def _name(trial: PlannedTrial) -> str:
-    """A readable name for Ray's dashboard and logs, e.g. `fsam_gamma=0.1_eta=1_5f3a...`."""
-    settings = trial.cell.recipe.settings()
-    knobs = [f"{key}={settings[key]:g}" for key in ("gamma", "eta") if key in settings]
-    return "_".join([trial.cell.arm, *knobs, trial.id])
-
-
 def _absolute(root: str | None) -> str | None:
     # Workers have another working directory.
     return None if root is None else os.path.abspath(os.path.expanduser(root))
-
-
-class Recorder(tune.Callback):
-    """Writes how each trial ended into the study's folder, and moves the board on."""
-
-    def __init__(
-        self, plan: Plan, folder: StudyFolder, run: str, board: Board, display: Display, trouble: Trouble
-    ) -> None:
-        self.folder, self.run, self.board, self.display, self.trouble = folder, run, board, display, trouble
-        self.scheduler = str(plan.study.scheduler)
-        self.ended: dict[str, int] = {}
-        self.devices: set[str] = set()
-        self.train_seconds = 0.0
-        self.final = plan.study.checkpoints.final
-        self.reasons: list[str] = []
-        self.unmeasured: list[str] = []
-        self._trials = {trial.id: trial for trial in plan.todo}
-        self._recorded: set[str] = set()
-
-    def expect(self, trial: PlannedTrial) -> None:
-        """Take in a trial that a search has just chosen."""
-        self._trials[trial.id] = trial
-        self.board.expect(trial)
-
-    def name(self, trial: Any) -> str:
-        """What Ray shows a trial as."""
-        return _name(self._planned(trial))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray pickles its callbacks for its own restore, which this project never uses."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.board.start(self._planned(trial).cell.id)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Record the trial's end if this is its last result: its own outcome, or the scheduler's stop (`done`)."""
-        planned = self._planned(trial)
-        self.devices |= {result["device"]} - {""}
-        # What this run trained: the rows' own seconds go back to the trial's beginning, in whichever run that was.
-        self.train_seconds += result["step_seconds"]
-        self.board.report(planned.id, planned.cell.id, result["epoch"], result["validation_accuracy"])
-        self.unmeasured += result.get("unmeasured", [])
-        outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
-        if outcome == "measured":
-            # Its end is on record, and who trained it.
-            if not self.final and not result["unmeasured"]:
-                with self.trouble.noted():
-                    self.folder.delete_checkpoints(planned.id)
-            self._note(planned, "measured")
-        elif outcome == "failed":
-            self._fail(planned, result["reason"])
-        elif outcome:
-            rows = [self._row(planned, row, outcome) for row in result["replicates"]]
-            keep = self.final or bool(result.get("unmeasured"))
-            self._end(planned, [{**row, "device": result["device"]} for row in rows], keep=keep)
-        self.display.update()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial has failed for the last time."""
-        self._fail(self._planned(trial), _reason(trial))
-        self.display.update()
-
-    def _fail(self, planned: PlannedTrial, reason: str) -> None:
-        if planned.trained:
-            # It is complete, whatever became of measuring it.
-            self.unmeasured.append(f"trial {planned.id}: {reason}")
-            self._note(planned, "failed")
-            return
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        failed = {**self._common(planned), "status": "failed", "epoch": None, "reason": reason}
-        self._end(planned, [{**failed, "seed": seed} for seed in planned.seeds], keep=True)
-
-    def _planned(self, trial: Any) -> PlannedTrial:
-        return self._trials[trial.config["trial"]]
-
-    def _row(self, trial: PlannedTrial, row: dict[str, Any], outcome: str) -> dict[str, Any]:
-        """A replicate's end. Its `scheduler` is the one whose rule stopped it, and None where nothing did."""
-        status, reason, scheduler, epoch = outcome, None, None, row["epoch"]
-        if outcome == "diverged":
-            # The cell has diverged; of its replicates only some have, and the rest was stopped with them.
-            status = "diverged" if row["diverged"] else "stopped"
-            reason = f"diverged at epoch {epoch}" if row["diverged"] else f"another seed diverged at epoch {epoch}"
-        elif outcome == "stopped" and self.scheduler != "fifo":
-            reason, scheduler = f"stopped by {self.scheduler} at epoch {epoch}", self.scheduler
-        elif outcome == "stopped":
-            reason = f"its cell had ended at epoch {epoch}"
-        values = {key: value for key, value in row.items() if key != "diverged"}
-        return {**self._common(trial), **values, "status": status, "reason": reason, "scheduler": scheduler}
-
-    def _common(self, trial: PlannedTrial) -> dict[str, Any]:
-        return {"cell": trial.cell.id, "run": self.run, "scheduler": None}
-
-    def _end(self, trial: PlannedTrial, rows: list[dict[str, Any]], *, keep: bool) -> None:
-        if trial.id in self._recorded:
-            return
-        with self.trouble.noted():
-            self.folder.save_outcome(trial.id, rows)
-            state = worst([row["status"] for row in rows])
-            if state == "complete" and not keep:
-                self.folder.delete_checkpoints(trial.id)
-        self._note(trial, state)
-
-    def _note(self, trial: PlannedTrial, state: str) -> None:
-        self._recorded.add(trial.id)
-        self.board.end(trial.id, trial.cell.id, "complete" if trial.trained else state)
-        self.ended[state] = self.ended.get(state, 0) + 1
-
-
-def _reason(trial: Any) -> str:
-    """The last line of the trial's traceback."""
-    try:
-        with open(trial.error_file, encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except (OSError, TypeError):
-        lines = []
-    return lines[-1][:500] if lines else "failed without a message"

@@ -6,12 +6,11 @@
       plan.parquet                   one row per planned replicate: cell, arm, seed, the recipe's columns
       chosen.json                    what a search has drawn, each cell before it is trained
       search.db                      Optuna's record of a search (SQLite), unless its study names a database
+      lock/                          who runs it, see study.lock
       runs/<run>.json                provenance of each run: when, where, with what versions, how it ended
-      trials/<trial>/history.parquet     one row per seed and epoch, written by the trial
-      trials/<trial>/decisions.parquet   the scheduler's decisions on it, written by the driver before they are acted on
-      trials/<trial>/replicates.parquet  one row per seed when the trial has ended: that it exists means "ended"
-      trials/<trial>/measures/<tag>.parquet  what was measured on its networks, see study.measured
-      trials/<trial>/checkpoints/<epoch>.pt   with its checksum in the file
+      records/<run>/                 ends, decisions and epochs as that run's driver wrote them, see study.records
+      trials/<trial>/checkpoints/<epoch>.pt   written by the trial, with its checksum in the file
+      trials/<trial>/measures/<tag>.parquet   what was measured on its networks, see study.measured
       report/                        what `study report` draws
 
 Every file is written whole or not at all. A reader needs neither Ray nor torch.
@@ -20,24 +19,21 @@ Every file is written whole or not at all. A reader needs neither Ray nor torch.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import posixpath
-import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from study.files import TEMPORARY, Files, StoreError, child
+from study.records import FOLDER, Recording, from_parquet, read, to_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow import fs
 
-#: Raised when the layout changes in a way that an older reader would misread.
-SCHEMA = 1
+__all__ = ["ENDED", "SCHEMA", "StoreError", "StudyFolder", "child", "standing"]
+
+#: Raised when the layout changes in a way that an older reader would misread. 1 had small files for each trial.
+SCHEMA = 2
 
 _MAGIC = b"sharpness-study checkpoint 1\n"
 
@@ -48,7 +44,9 @@ _OWN = {
     "study.json",
     "search.db",
     "search.db-journal",
+    "lock",
     "runs",
+    FOLDER,
     "trials",
     "report",
     ".writable",
@@ -58,12 +56,8 @@ _OWN = {
 ENDED = ("complete", "stopped", "diverged")
 
 
-class StoreError(Exception):
-    """The folder cannot be used; the message is one line that says why."""
-
-
 def standing(row: Mapping[str, Any], scheduler: str) -> int | None:
-    """How good an end a row of replicates.parquet is: 0 for the best, None if it is no end under this scheduler.
+    """How good an end a row of the ends is: 0 for the best, None if it is no end under this scheduler.
 
     A stop that another scheduler's rule decided is none. A stop without a scheduler followed from the cell's own end.
     """
@@ -73,103 +67,8 @@ def standing(row: Mapping[str, Any], scheduler: str) -> int | None:
     return (*ENDED, "failed").index(status)
 
 
-def child(storage: str, name: str) -> str:
-    """The address of `name` in a storage: a local path, or a URI whose query stays behind the path."""
-    base, mark, query = storage.partition("?") if "://" in storage else (storage, "", "")
-    return f"{base.rstrip('/')}/{name}{mark}{query}"
-
-
-class StudyFolder:
-    """Paths, whole writes and reads of one study's folder. Small and picklable: workers get a copy.
-
-    Args:
-        uri: a local path, or a URI that pyarrow knows (`s3://bucket/prefix/name`).
-    """
-
-    def __init__(self, uri: str) -> None:
-        uri = uri.removeprefix("file://")
-        if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/*([^/]|$)", uri) and not re.match(r"^[^:]+://[^/]", uri):
-            raise StoreError(f"{uri}: not a path; a remote storage is scheme://bucket/prefix")
-        if "://" in uri and "@" in uri.partition("://")[2].partition("/")[0]:
-            # It would be printed, recorded and put into reports.
-            raise StoreError("storage: leave credentials out of the address; give them by environment or profile")
-        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"uri": self.uri}
-
-    @property
-    def is_local(self) -> bool:
-        return "://" not in self.uri
-
-    @cached_property
-    def _place(self) -> tuple[fs.FileSystem, str]:
-        from pyarrow import fs
-
-        try:
-            if self.is_local:
-                return fs.LocalFileSystem(), self.uri
-            return fs.FileSystem.from_uri(self.uri)
-        except Exception as error:
-            raise StoreError(f"{self.uri}: not a storage that can be reached ({error})") from None
-
-    # Bytes
-
-    def path(self, *parts: str) -> str:
-        return posixpath.join(self._place[1], *parts)
-
-    def write(self, data: bytes, *parts: str) -> None:
-        """Write a file whole or not at all.
-
-        Raises:
-            StoreError: it could not be written; an older version of it is as it was.
-        """
-        system, target = self._place[0], self.path(*parts)
-        try:
-            if not self.is_local:
-                # An object appears when its upload is complete.
-                with system.open_output_stream(target) as out:
-                    out.write(data)
-                return
-            system.create_dir(posixpath.dirname(target), recursive=True)
-            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-            try:
-                with open(temporary, "wb") as out:
-                    out.write(data)
-                Path(temporary).replace(target)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-
-    def read(self, *parts: str) -> bytes | None:
-        """The file's bytes, or None if there is no such file."""
-        from pyarrow import fs
-
-        system, target = self._place[0], self.path(*parts)
-        try:
-            if system.get_file_info(target).type != fs.FileType.File:
-                return None
-            with system.open_input_stream(target) as source:
-                return bytes(source.read())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"cannot read {target}: {error.strerror or error}") from error
-
-    def names(self, *parts: str) -> list[str]:
-        """Sorted names in a folder; empty if there is none."""
-        from pyarrow import fs
-
-        selector = fs.FileSelector(self.path(*parts), allow_not_found=True)
-        try:
-            return sorted(info.base_name for info in self._place[0].get_file_info(selector))
-        except OSError as error:
-            raise StoreError(f"cannot list {self.path(*parts)}: {error.strerror or error}") from error
-
-    def delete(self, *parts: str) -> None:
-        with suppress(FileNotFoundError):
-            self._place[0].delete_file(self.path(*parts))
+class StudyFolder(Files):
+    """The layout of one study's folder."""
 
     # The study
 
@@ -182,7 +81,7 @@ class StudyFolder:
 
     def save_plan(self, rows: list[dict[str, Any]]) -> None:
         """Write every planned replicate; a search adds to them as it chooses."""
-        self.write(_parquet(rows), "plan.parquet")
+        self.write(to_parquet(rows), "plan.parquet")
 
     def save_chosen(self, rows: list[dict[str, Any]]) -> None:
         """Write what a search has drawn so far: `cell`, `arm` and the `values` of its axes, in its order."""
@@ -190,11 +89,8 @@ class StudyFolder:
 
     def chosen(self) -> list[dict[str, Any]]:
         """What searches in this folder have drawn, also from spaces that they have no longer."""
-        data = self.read("chosen.json")
-        try:
-            return [] if data is None else list(json.loads(data))
-        except ValueError:
-            raise StoreError(f"{self.path('chosen.json')} is damaged") from None
+        content = self._json("chosen.json")
+        return [] if content is None else list(content)
 
     def spec(self) -> dict[str, Any] | None:
         """The study as it was frozen, or None in a folder without one.
@@ -202,42 +98,26 @@ class StudyFolder:
         Raises:
             StoreError: the folder belongs to a newer version, or its study.json is damaged.
         """
-        data = self.read("study.json")
-        if data is None:
+        content = self._json("study.json")
+        if content is None:
             return None
         try:
-            content = json.loads(data)
-            schema, spec = content["schema"], content["study"]
-        except (ValueError, KeyError, TypeError):
+            schema, spec = content["schema"], dict(content["study"])
+        except (KeyError, TypeError, ValueError):
             raise StoreError(f"{self.path('study.json')} is damaged") from None
+        if schema == 1:
+            raise StoreError(
+                f"{self.uri} was made by an older version (schema 1); running its study file takes it over"
+            )
         if schema != SCHEMA:
             raise StoreError(f"{self.uri} has schema {schema}; this version reads schema {SCHEMA}")
-        return dict(spec)
-
-    def check_writable(self) -> None:
-        """Raise StoreError if a file cannot be written here; leaves nothing behind that was not there."""
-        if not self.is_local:
-            self.write(b"", ".writable")
-            self.delete(".writable")
-            return
-        # The deepest folder that exists decides; nothing is made to find out.
-        place = Path(self._place[1])
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            raise StoreError(f"cannot write to {self.uri}: {place} is a file")
-        probe = place / f".writable-{uuid.uuid4().hex[:8]}"
-        try:
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise StoreError(f"cannot write to {place}: {error.strerror or error}") from None
+        return spec
 
     def foreign(self) -> bool:
         """Whether the folder holds somebody else's files and no study (one cut short while it was made is ours)."""
         if self.read("study.json") is not None:
             return False
-        return any(name not in _OWN and not name.endswith(".tmp") for name in self.names())
+        return any(name not in _OWN and not name.endswith(TEMPORARY) for name in self.names())
 
     # Runs
 
@@ -246,74 +126,51 @@ class StudyFolder:
 
     def runs(self) -> list[dict[str, Any]]:
         """Provenance of each run, oldest first."""
-        found = [self.read("runs", name) for name in self.names("runs") if name.endswith(".json")]
-        return sorted((json.loads(data) for data in found if data), key=lambda r: r.get("started", ""))
+        found = [self._json("runs", name) for name in self.names("runs") if name.endswith(".json")]
+        return sorted((record for record in found if record), key=lambda r: r.get("started", ""))
 
-    # Trials
+    def _json(self, *parts: str) -> Any:
+        """A JSON file's content, or None if there is no such file."""
+        data = self.read(*parts)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError:
+            raise StoreError(f"{self.path(*parts)} is damaged") from None
 
-    def save_history(self, trial: str, rows: list[Any]) -> None:
-        self.write(_parquet(rows), "trials", trial, "history.parquet")
+    # Records
 
-    def save_outcome(self, trial: str, rows: list[dict[str, Any]]) -> None:
-        self.write(_parquet(rows), "trials", trial, "replicates.parquet")
+    def recording(self, run: str) -> Recording:
+        """What a run's driver writes with; `run` is an id that no other run has."""
+        return Recording(self, run)
 
-    def save_decisions(self, trial: str, rows: list[dict[str, Any]]) -> None:
-        self.write(_parquet(rows), "trials", trial, "decisions.parquet")
+    def table(self, kind: str, columns: Sequence[str] | None = None, trials: Iterable[str] | None = None) -> pa.Table:
+        """`ends`, `decisions` or `history` as recorded, each row with its `trial`; of the named trials only.
 
-    def save_measure(self, trial: str, tag: str, rows: list[dict[str, Any]]) -> None:
-        self.write(_parquet(rows), "trials", trial, "measures", f"{tag}.parquet")
-
-    def measures(self, trial: str) -> set[str]:
-        """The tags of what has been measured on a trial."""
-        names = self.names("trials", trial, "measures")
-        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
-
-    def measured(self, trials: Iterable[str]) -> dict[str, tuple[set[str], bool]]:
-        """Of each trial the tags of its measures, and whether it has a checkpoint that could be measured."""
-        names = list(trials)
-        with ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda trial: (self.measures(trial), bool(self._checkpoint_names(trial))), names)
-            return dict(zip(names, found, strict=True))
-
-    def trial_table(
-        self, file: str, trials: Iterable[str] | None = None, columns: Sequence[str] | None = None
-    ) -> pa.Table:
-        """One kind of file over all trials (or those named) as one table, each row with its `trial`.
-
-        `columns` that a file does not have are left out of it.
+        Columns that are not there are left out.
         """
+        if trials is None:
+            return read(self, kind, columns)
         import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow.compute as pc
 
-        names = self.names("trials") if trials is None else list(trials)
+        wanted = pa.array(list(trials), pa.string())
+        asked = None if columns is None else list(dict.fromkeys(["trial", *columns]))
+        return read(self, kind, asked, lambda part: part.filter(pc.is_in(part["trial"], wanted)))
 
-        def table(trial: str) -> pa.Table | None:
-            data = self.read("trials", trial, file)
-            if data is None:
-                return None
-            try:
-                rows = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise StoreError(f"{self.path('trials', trial, file)} is damaged ({error})") from None
-            return rows.append_column("trial", pa.array([trial] * len(rows), pa.string()))
-
-        with ThreadPoolExecutor(8) as pool:
-            tables = [part for part in pool.map(table, names) if part is not None]
-        # A column may be all null in one file and numbers in another.
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-
-    def trial_rows(
-        self, file: str, trials: Iterable[str] | None = None, columns: Sequence[str] | None = None
+    def rows(
+        self, kind: str, columns: Sequence[str] | None = None, trials: Iterable[str] | None = None
     ) -> list[dict[str, Any]]:
-        """`trial_table` as plain rows."""
-        rows: list[dict[str, Any]] = self.trial_table(file, trials, columns).to_pylist()
-        return rows
+        """`table` as plain rows."""
+        found: list[dict[str, Any]] = self.table(kind, columns, trials).to_pylist()
+        return found
 
     def ends(self, scheduler: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The end of each replicate that has one, once: the best of several, as `standing` judges them."""
         import pyarrow as pa
 
-        table = self.trial_table("replicates.parquet", columns=columns)
+        if columns is not None:
+            columns = list(dict.fromkeys(["trial", *columns]))
+        table = self.table("ends", columns)
         if not len(table):
             return table
         keys = table.select([c for c in ("cell", "seed", "trial", "status", "scheduler") if c in table.column_names])
@@ -326,9 +183,70 @@ class StudyFolder:
                 best[key] = min(best.get(key, candidate), candidate)
         return table.take(pa.array(sorted(i for _, _, i in best.values()), pa.int64()))
 
+    def unfinished(self, ended: Iterable[str], columns: Sequence[str]) -> pa.Table:
+        """Epochs of the trials that are not among the ended ones."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        over = pa.array(list(ended), pa.string())
+        asked = list(dict.fromkeys(["trial", *columns]))
+        return read(self, "history", asked, lambda part: part.filter(pc.invert(pc.is_in(part["trial"], over))))
+
     def decisions_rows(self) -> list[dict[str, Any]]:
         """The scheduler's decisions in the order in which they were taken."""
-        return sorted(self.trial_rows("decisions.parquet"), key=lambda r: (r["started"], r["sequence"]))
+        return sorted(self.rows("decisions"), key=lambda row: row["sequence"])
+
+    # Trials
+
+    def trial_files(self) -> dict[str, list[str]]:
+        """Of each trial the names of its files, such as `checkpoints/000012.pt`: one listing for all."""
+        found: dict[str, list[str]] = {}
+        for path in self.walk("trials"):
+            trial, _, name = path.partition("/")
+            if not name.endswith(TEMPORARY):
+                found.setdefault(trial, []).append(name)
+        return found
+
+    def save_measure(self, trial: str, tag: str, rows: list[dict[str, Any]]) -> None:
+        self.write(to_parquet(rows), "trials", trial, "measures", f"{tag}.parquet")
+
+    def measures(self, trial: str) -> set[str]:
+        """The tags of what has been measured on a trial."""
+        names = self.names("trials", trial, "measures")
+        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+
+    def measured(self, trials: Iterable[str]) -> dict[str, tuple[set[str], bool]]:
+        """Of each trial the tags of its measures, and whether it has a checkpoint that could be measured."""
+        files = self.trial_files()
+
+        def of(trial: str) -> tuple[set[str], bool]:
+            parts = [name.partition("/") for name in files.get(trial, [])]
+            tags = {n.removesuffix(".parquet") for kind, _, n in parts if kind == "measures" and n.endswith(".parquet")}
+            return tags, any(kind == "checkpoints" and n.endswith(".pt") for kind, _, n in parts)
+
+        return {trial: of(trial) for trial in trials}
+
+    def measure_table(self, tag: str) -> pa.Table:
+        """What one measure found, over all trials, each row with its `trial`.
+
+        Raises:
+            StoreError: a file of it is damaged or cannot be read.
+        """
+        import pyarrow as pa
+
+        trials = sorted(trial for trial, names in self.trial_files().items() if f"measures/{tag}.parquet" in names)
+
+        def table(trial: str) -> pa.Table | None:
+            place = ("trials", trial, "measures", f"{tag}.parquet")
+            data = self.read(*place)
+            if data is None:
+                return None
+            rows = from_parquet(data, self.path(*place))
+            return rows.append_column("trial", pa.array([trial] * len(rows), pa.string()))
+
+        with ThreadPoolExecutor(8) as pool:
+            tables = [part for part in pool.map(table, trials) if part is not None]
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
     # Checkpoints
 
@@ -361,17 +279,3 @@ class StudyFolder:
 
 def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def _parquet(rows: list[Any]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(_same_keys(rows)), out)
-    return out.getvalue()
-
-
-def _same_keys(rows: list[Any]) -> list[dict[str, Any]]:
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return [{key: row.get(key) for key in keys} for row in rows]

@@ -1,8 +1,9 @@
 """The Ray Tune trial: all seeds of one cell, trained together, one report an epoch.
 
 The seeds of a cell share a trial so that a scheduler decides on the cell's mean: with a trial per seed the lucky seeds
-survive and the mean of what is left is biased. What the trial writes goes through a `Keeper` that its caller hands
-in, so this package knows nothing of where a study lives.
+survive and the mean of what is left is biased. Its epochs go into its reports, for their receiver to record; its
+checkpoints and measures go through a `Keeper` that its caller hands in, so this package knows nothing of where a study
+lives.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -27,17 +29,18 @@ from trainables.replicate import Replicate, Row
 AVERAGED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
 
-class Keeper(Protocol):
-    """Where a trial's epochs and checkpoints are kept."""
+class KeepError(Exception):
+    """What a `Keeper` raises when it cannot keep or fetch: one line. No further try of the trial would mend it."""
 
-    def load_checkpoint(self, trial: str) -> bytes | None:
-        """The newest whole checkpoint of the trial, or None."""
+
+class Keeper(Protocol):
+    """Where a trial's checkpoints and measures are kept. Everything may raise KeepError."""
+
+    def load_checkpoint(self, trial: str) -> tuple[bytes | None, list[str]]:
+        """The newest whole checkpoint of the trial, or None; and remarks, a line each, on what was passed over."""
 
     def save_checkpoint(self, trial: str, epoch: int, payload: bytes) -> None:
         """Keep a checkpoint, whole or not at all."""
-
-    def save_history(self, trial: str, rows: list[Row]) -> None:
-        """Keep all of the trial's rows so far, whole or not at all."""
 
     def measured(self, trial: str) -> set[str]:
         """The tags of the trial's measures that are kept."""
@@ -56,10 +59,13 @@ class Trial(tune.Trainable):
     known beforehand, has each one in its configuration, under `job`.) A job with `trained` is of a trial that is
     complete already and only lacks measures: it trains nothing.
 
-    One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, the
-    `step_seconds` that all of them trained, and in its last one `outcome`: `complete` (with the test accuracy, measured
-    here and nowhere else, and a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`,
-    `measured` (a `trained` job's), or `failed` with its `reason`: data or weights that no second try would mend.
+    One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, in `rows`
+    every epoch's row that this worker has not reported yet (the first report after a restore has the earlier ones too:
+    whoever was told of them may be gone), the `step_seconds` that all of them trained, `remarks` for a person, and in
+    its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere else, and a line in
+    `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a `trained` job's),
+    `failed` with its `reason`: data or weights that no second try would mend, or `unkept` with its `reason`: a keeper
+    that cannot keep.
     """
 
     def setup(
@@ -82,30 +88,53 @@ class Trial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next cell in this warm process: its imports, its device context and its data stay."""
-        self._flush()
         self._begin(new_config)
         return True
 
-    #: The last epoch's row of each seed.
+    #: Epochs that every seed has, of them those in a checkpoint, and rows of them that have been reported.
+    epoch: int
+    _kept: int
+    _reported: int
+
+    #: The last epoch's row of each seed, and every epoch's.
     rows: list[Row]
+    history: list[Row]
+
+    #: For the next report.
+    remarks: list[str]
+    device_name: str
 
     def step(self) -> dict[str, Any]:
         """One epoch of every seed."""
-        if self.failure:
-            return {
-                "epoch": 0,
-                **dict.fromkeys(AVERAGED, math.nan),
-                "replicates": [],
-                "device": "",
-                "step_seconds": 0.0,
-                "outcome": "failed",
-                "reason": self.failure,
-                "done": True,
-            }
+        if self.unfit is not None:
+            return self._nothing(*self.unfit)
+        try:
+            return self._step()
+        except KeepError as error:
+            return self._nothing("unkept", str(error))
+
+    def _nothing(self, outcome: str, reason: str) -> dict[str, Any]:
+        """A report without an epoch: there is no going on."""
+        return {
+            "epoch": 0,
+            **dict.fromkeys(AVERAGED, math.nan),
+            "replicates": [],
+            "rows": [],
+            "remarks": [],
+            "device": "",
+            "step_seconds": 0.0,
+            "outcome": outcome,
+            "reason": reason,
+            "done": True,
+        }
+
+    def _step(self) -> dict[str, Any]:
         before = sum(replicate.train_seconds for replicate in self.replicates)
         if self.epoch < self.target:
-            self.epoch += 1
+            # Until every seed has it, there is nothing that a checkpoint could hold.
+            self._whole = False
             self.rows = [replicate.train_epoch() for replicate in self.replicates]
+            self.epoch, self._whole = self.epoch + 1, True
             self.history += [{"cell": self.cell, **row} for row in self.rows]
         elif not self.rows:
             self.rows = [replicate.untrained_row() for replicate in self.replicates]
@@ -117,6 +146,8 @@ class Trial(tune.Trainable):
             "replicates": [
                 {**row, "label_hash": r.label_hash} for row, r in zip(self.rows, self.replicates, strict=True)
             ],
+            "rows": [] if self.trained else self.history[self._reported :],
+            "remarks": self.remarks,
             "device": self.device_name,
             "step_seconds": sum(replicate.train_seconds for replicate in self.replicates) - before,
         }
@@ -125,15 +156,20 @@ class Trial(tune.Trainable):
         if outcome == "complete":
             for row, replicate in zip(report["replicates"], self.replicates, strict=True):
                 row |= replicate.final()
-        if not self.trained:
-            self._keep(last=bool(outcome), usable=outcome != "diverged")
+        if not self.trained and outcome != "diverged":
+            # What diverged is not worth going on from.
+            self._keep(last=bool(outcome))
+        self._reported, self.remarks = len(self.history), []
         if outcome in ("complete", "measured"):
             # After the checkpoint: whoever is killed while measuring does not train again.
             report["unmeasured"] = self._measure()
         return report
 
     def cleanup(self) -> None:
-        self._flush()
+        """Before this process ends: whoever stops a run politely loses no epoch."""
+        if self.unfit is None and self._whole and not self.trained and self.epoch > self._kept and not self.diverged:
+            with suppress(KeepError):
+                self._save()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial: str = config["trial"]
@@ -146,19 +182,24 @@ class Trial(tune.Trainable):
         self.recipe = recipe
         # Before the next cell's: two cells at once would need twice the device's memory.
         self.replicates: list[Replicate] = []
-        #: What is wrong with the data or the weights: trying again would not mend it.
-        self.failure: str | None = None
-        self.epoch, self.rows, self._written = 0, [], 0
-        self.history: list[Row] = []
+        #: What is wrong with the data, the weights or the keeper: the outcome and its reason.
+        self.unfit: tuple[str, str] | None = None
+        self.epoch, self.rows, self._reported, self._kept = 0, [], 0, 0
+        self._whole = True
+        self.history, self.remarks = [], []
         self._checkpointed = time.monotonic()
         try:
             self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
         except (DataError, WeightsError) as error:
-            self.failure = str(error)
+            self.unfit = "failed", str(error)
             return
         device = self.replicates[0].device
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        saved = self.keeper.load_checkpoint(self.trial)
+        try:
+            saved, self.remarks = self.keeper.load_checkpoint(self.trial)
+        except KeepError as error:
+            self.unfit = "unkept", str(error)
+            return
         if saved is not None:
             self._restore(saved)
         if self.trained and self.epoch < recipe.epochs:
@@ -168,38 +209,44 @@ class Trial(tune.Trainable):
         state = torch.load(io.BytesIO(saved), map_location=self.replicates[0].device, weights_only=True)
         for replicate, part in zip(self.replicates, state["replicates"], strict=True):
             replicate.load_state_dict(part)
-        self.epoch, self.history = state["epoch"], state["history"]
+        # A cell that ends at `until` may have been trained further, under another scheduler: its end is there.
+        self.epoch, self._kept = min(state["epoch"], self.target), state["epoch"]
+        self.history = [row for row in state["history"] if int(row["epoch"]) <= self.epoch]
         self.rows = [
             {key: value for key, value in row.items() if key != "cell"} for row in self.history[-len(self.replicates) :]
         ]
-        # The history file may be older than the checkpoint: the process can have ended between the two writes.
-        self._written = 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a seed has: its cell goes no further."""
+        return any(replicate.diverged for replicate in self.replicates)
 
     def _outcome(self) -> str | None:
-        if any(replicate.diverged for replicate in self.replicates):
+        if self.diverged:
             return "diverged"
         if self.epoch >= self.recipe.epochs:
             return "measured" if self.trained else "complete"
         return "stopped" if self.epoch >= self.target else None
 
-    def _keep(self, last: bool, usable: bool) -> None:
-        """Write the epochs, and a checkpoint when one is due; what diverged is not worth going on from."""
-        now = time.monotonic()
+    def _keep(self, last: bool) -> None:
+        """Write a checkpoint when one is due."""
         if self.checkpoint_every:
             due = self.epoch % self.checkpoint_every == 0
         else:
-            due = now - self._checkpointed >= self.checkpoint_seconds
-        if usable and (due or last):
-            state = {
-                "epoch": self.epoch,
-                "history": self.history,
-                "replicates": [replicate.state_dict() for replicate in self.replicates],
-            }
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            self.keeper.save_checkpoint(self.trial, self.epoch, buffer.getvalue())
-            self._checkpointed = now
-        self._flush()
+            due = time.monotonic() - self._checkpointed >= self.checkpoint_seconds
+        if due or (last and self.epoch > self._kept) or (last and not self.epoch):
+            self._save()
+
+    def _save(self) -> None:
+        state = {
+            "epoch": self.epoch,
+            "history": self.history,
+            "replicates": [replicate.state_dict() for replicate in self.replicates],
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.keeper.save_checkpoint(self.trial, self.epoch, buffer.getvalue())
+        self._kept, self._checkpointed = self.epoch, time.monotonic()
 
     def _measure(self) -> list[str]:
         """Measure what is asked and not kept yet, on every seed's network; a line for each measure that failed."""
@@ -222,11 +269,6 @@ class Trial(tune.Trainable):
             else:
                 self.keeper.save_measure(self.trial, tag, rows)
         return failed
-
-    def _flush(self) -> None:
-        if len(self.history) > self._written:
-            self.keeper.save_history(self.trial, self.history)
-            self._written = len(self.history)
 
 
 def _mean(values: list[Any]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import ended
 from torch.nn import functional as F
 
 from benchmarks import davda54, measure, steps
@@ -199,7 +200,7 @@ def test_a_studys_record_has_its_results_and_no_place_of_the_machine(tmp_path):
          "train_seconds": 1.0}
         for seed in (0, 1)
     ]  # fmt: skip
-    folder.save_outcome(plan.todo[0].id, rows)
+    ended(folder, plan.todo[0].id, rows)
     record = document(str(tmp_path / "s"), card="one NVIDIA H100")
     assert record["benchmark"] == "study-s"
     assert record["card"] == "one NVIDIA H100"

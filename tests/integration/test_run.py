@@ -1,11 +1,13 @@
 """Real studies on real Ray: what they store is what a plain loop trains, and no interruption changes it."""
 
+import io
 import json
 import os
 import signal
 
 import pandas as pd
 import pytest
+import torch
 from processes import descendants, end, start_study, study, trial_workers, wait_for
 
 from study.asha import Asha
@@ -54,7 +56,7 @@ def history(uri):
 
 
 def ends(folder):
-    return StudyFolder(folder).trial_rows("replicates.parquet")
+    return StudyFolder(folder).rows("ends")
 
 
 EPOCHS = 30
@@ -222,18 +224,21 @@ def test_a_trial_that_cannot_be_trained_is_recorded_with_its_reason_and_the_rest
     uri = StudyFolder(str(tmp_path / "tiny"))
     plan = make_plan(Study.load(file), uri)
     broken = plan.todo[0]
-    # Its checkpoints cannot be written: a file is where their folder should be.
+    # Its checkpoint is whole, and another recipe's.
     uri.save_study(plan.study.model_dump(mode="json"), "", plan.rows())
-    uri.write(b"", "trials", broken.id, "checkpoints")
+    other = Replicate(broken.cell.recipe.model_copy(update={"lr": 0.5}), 0).state_dict()
+    payload = io.BytesIO()
+    torch.save({"epoch": 1, "history": [], "replicates": [other, other]}, payload)
+    uri.save_checkpoint(broken.id, 1, payload.getvalue(), keep=1)
     done = study("run", file, "--storage", tmp_path, "--cpus", 2, "--no-report")
     assert done.returncode == 1, done.stderr
     assert "1 trials failed" in done.stderr
     frame = open_study(uri.uri).replicates()
     failed = frame[frame["status"] == "failed"]
     assert set(failed["cell"]) == {broken.cell.id}
-    assert failed["reason"].str.contains("cannot").all()
+    assert failed["reason"].str.contains("the state is of another recipe; it differs in lr").all()
     assert (frame[frame["cell"] != broken.cell.id]["status"] == "complete").all()
-    uri.delete("trials", broken.id, "checkpoints")
+    uri.delete_checkpoints(broken.id)
     assert study("run", file, "--storage", tmp_path, "--cpus", 2, "--no-report").returncode == 0
     assert (open_study(uri.uri).replicates()["status"] == "complete").all()
 
@@ -242,15 +247,16 @@ def test_a_store_that_breaks_in_the_middle_ends_the_run_in_one_line(tmp_path):
     file = write(tmp_path, 2)
     uri = StudyFolder(str(tmp_path / "tiny"))
     plan = make_plan(Study.load(file), uri)
-    # A folder stands where the first trial's end should be written.
-    (tmp_path / "tiny" / "trials" / plan.todo[0].id / "replicates.parquet").mkdir(parents=True)
+    # A file stands where the last trial's checkpoints should be written.
+    uri.write(b"", "trials", plan.todo[-1].id, "checkpoints")
     done = study("run", file, "--storage", tmp_path, "--cpus", 1, "--no-report")
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
-    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert "Not a directory" in done.stderr.splitlines()[-1]
     (run,) = uri.runs()
-    assert "cannot write" in run["reason"]
+    assert "Not a directory" in run["reason"]
     assert run["ended"]
+    assert len(ends(uri.uri)) == 8, "what had ended before is on record"
 
 
 def test_a_cell_that_diverges_is_an_outcome_with_its_epoch(tmp_path):

@@ -48,7 +48,7 @@ def killed(file, tmp_path_factory):
     process = start_study("run", file, "--storage", storage, "--cpus", 2, "--no-report")
     try:
         # Some cells have ended, and others are in training.
-        wait_for(lambda: len(StudyFolder(str(folder)).trial_rows("replicates.parquet", columns=["seed"])) >= 4)
+        wait_for(lambda: len(StudyFolder(str(folder)).rows("ends", ["seed"])) >= 4)
         wait_for(lambda: trial_workers(process.pid))
     finally:
         family = descendants(process.pid)

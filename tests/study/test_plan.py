@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from recorded import decided, ended
 
 from study.plan import make_plan, trial_id
 from study.spec import Study, StudyError
@@ -30,7 +31,7 @@ def plan(folder, **changes):
 
 
 def finish(folder, trial, status="complete", epoch=9, scheduler="fifo"):
-    folder.save_outcome(
+    ended(folder,
         trial.id,
         [
             {"cell": trial.cell.id, "seed": s, "status": status, "epoch": epoch, "scheduler": scheduler,
@@ -43,7 +44,7 @@ def finish(folder, trial, status="complete", epoch=9, scheduler="fifo"):
 def decision(cell):
     return {
         "cell": cell, "rung": 1, "epoch": 1, "value": 0.1, "cutoff": 0.5, "rank": 3, "n": 3, "stop": True,
-        "scheduler": "asha(grace_period=1, reduction_factor=3)", "run": "r", "started": "2026", "sequence": 1,
+        "scheduler": "asha(grace_period=1, reduction_factor=3)", "run": "r", "sequence": 1,
     }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def test_a_recorded_stop_without_its_end_is_carried_out(folder):
     """The driver was killed between the decision and the trial's end."""
     asha = {"name": "asha", "grace_period": 1, "reduction_factor": 3}
     first = plan(folder, scheduler=asha).todo[0]
-    folder.save_decisions(first.id, [decision(first.cell.id)])
+    decided(folder, first.id, [decision(first.cell.id)])
     p = plan(folder, scheduler=asha)
     assert next(t for t in p.todo if t.id == first.id).until == 1
     assert p.ashas()[first.cell.arm].report("new", 1, 0.05).n == 2, "the rung remembers"
@@ -132,7 +133,7 @@ def test_one_recipe_in_two_arms_is_refused(folder):
 def test_a_recorded_stop_holds_when_seeds_are_added_before_it_was_carried_out(folder):
     asha = {"name": "asha", "grace_period": 1, "reduction_factor": 3}
     first = plan(folder, scheduler=asha).todo[0]
-    folder.save_decisions(first.id, [decision(first.cell.id)])
+    decided(folder, first.id, [decision(first.cell.id)])
     added = plan(folder, scheduler=asha, seeds=[2, 1, 0])
     assert next(t for t in added.todo if t.cell.id == first.cell.id).until == 1
     asha = added.ashas()[first.cell.arm]
@@ -149,7 +150,7 @@ def test_a_diverged_cell_is_ended_under_every_scheduler(folder):
         {"cell": trial.cell.id, "seed": seed, "status": status, "epoch": 2, "scheduler": None}
         for seed, status in ((0, "diverged"), (1, "stopped"))
     ]
-    folder.save_outcome(trial.id, rows)
+    ended(folder, trial.id, rows)
     for scheduler in ("fifo", {"name": "asha", "grace_period": 2}):
         assert trial.cell.id not in {t.cell.id for t in plan(folder, scheduler=scheduler).todo}
 

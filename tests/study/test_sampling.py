@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from recorded import ended
 
 from study.plan import make_plan
 from study.sampling import Sampling
@@ -47,11 +48,11 @@ class Driver:
             if sampling.suggest(f"t{i}") == "FINISHED":
                 break
             trial = trials[-1]
-            assert self.folder.read("trials", trial.id, "replicates.parquet") is None, "trained twice"
+            assert not self.folder.rows("ends", ["seed"], [trial.id]), "trained twice"
             if i >= until:
                 continue
             rows = [self.row(trial.cell.id, seed) for seed in trial.seeds]
-            self.folder.save_outcome(trial.id, rows)
+            ended(self.folder, trial.id, rows)
             self.trained.append(trial)
             result = {"epoch": 1, "outcome": "complete", "replicates": rows}
             sampling.on_trial_complete(f"t{i}", result)

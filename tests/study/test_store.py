@@ -5,6 +5,7 @@ import pickle
 
 import pandas as pd
 import pytest
+from recorded import ended, trained
 
 from study.reader import open_study
 from study.store import SCHEMA, StoreError, StudyFolder, child
@@ -32,8 +33,8 @@ def folder(tmp_path):
 def test_a_planned_replicate_is_missing_until_it_has_an_end(folder):
     frame = open_study(folder.uri).replicates()
     assert list(frame["status"]) == ["missing"] * 4
-    folder.save_outcome("t1", [outcome("c1", 0), outcome("c1", 1, "diverged", test_accuracy=None)])
-    folder.save_history("t2", [{"cell": "c2", "seed": s, "epoch": e, "lr": 0.1} for e in (1, 2) for s in (0, 1)])
+    ended(folder, "t1", [outcome("c1", 0), outcome("c1", 1, "diverged", test_accuracy=None)])
+    trained(folder, "t2", [{"cell": "c2", "seed": s, "epoch": e, "lr": 0.1} for e in (1, 2) for s in (0, 1)])
     frame = open_study(folder.uri).replicates().set_index(["cell", "seed"])
     assert dict(frame["status"]) == {
         ("c1", 0): "complete",
@@ -48,29 +49,30 @@ def test_a_planned_replicate_is_missing_until_it_has_an_end(folder):
 
 
 def test_what_is_not_planned_any_more_stays_in_the_folder_and_out_of_the_tables(folder):
-    folder.save_outcome("t9", [outcome("gone", 0)])
+    ended(folder, "t9", [outcome("gone", 0)])
     assert set(open_study(folder.uri).replicates()["cell"]) == {"c1", "c2"}
-    assert folder.trial_rows("replicates.parquet")[0]["cell"] == "gone"
+    assert folder.rows("ends")[0]["cell"] == "gone"
 
 
 def test_a_failed_replicate_that_was_trained_again_counts_once_as_complete(folder):
-    folder.save_outcome("t1", [outcome("c1", 0, "failed", test_accuracy=None), outcome("c1", 1, "failed")])
-    folder.save_outcome("t2", [outcome("c1", 0)])
+    ended(folder, "t1", [outcome("c1", 0, "failed", test_accuracy=None), outcome("c1", 1, "failed")])
+    ended(folder, "t2", [outcome("c1", 0)])
     frame = open_study(folder.uri).replicates().set_index(["cell", "seed"])
     assert len(frame) == 4
     assert frame.loc[("c1", 0), "status"] == "complete"
     assert frame.loc[("c1", 1), "status"] == "failed"
 
 
-def test_of_several_ends_the_best_counts_whichever_trial_wrote_it(folder):
-    for first, second in (("t1", "t2"), ("t2", "t1")):
-        folder.save_outcome(first, [outcome("c1", 0, "stopped", epoch=1, scheduler="asha(x)")])
-        folder.save_outcome(second, [outcome("c1", 0, "complete", scheduler=None)])
-        (row,) = folder.ends("fifo").to_pylist()
+@pytest.mark.parametrize(("first", "second"), [("t1", "t2"), ("t2", "t1"), ("t1", "t1")])
+def test_of_several_ends_the_best_counts_whichever_trial_and_run_wrote_it(folder, first, second):
+    ended(folder, first, [outcome("c1", 0, "stopped", epoch=1, scheduler="asha(x)")])
+    ended(folder, second, [outcome("c1", 0, "failed", scheduler=None)])
+    assert folder.ends("asha(x)").to_pylist()[0]["status"] == "stopped"
+    assert folder.ends("fifo").to_pylist()[0]["status"] == "failed", "another scheduler's stop is no end"
+    ended(folder, second, [outcome("c1", 0, "complete", scheduler=None)])
+    for scheduler in ("fifo", "asha(x)"):
+        (row,) = folder.ends(scheduler).to_pylist()
         assert row["status"] == "complete"
-        folder.save_outcome(second, [outcome("c1", 0, "failed", scheduler=None)])
-        assert folder.ends("asha(x)").to_pylist()[0]["status"] == "stopped"
-        assert folder.ends("fifo").to_pylist()[0]["status"] == "failed"
 
 
 def test_a_folder_that_was_cut_short_while_it_was_made_is_ours(folder):
@@ -90,35 +92,6 @@ def test_an_address_that_would_be_misread_or_leaked_is_refused(uri):
 def test_a_name_goes_into_the_path_of_a_uri_and_not_into_its_query():
     assert child("s3://b/p?endpoint_override=http://x:9000", "n") == "s3://b/p/n?endpoint_override=http://x:9000"
     assert child("results/", "n") == "results/n"
-
-
-def test_a_file_is_replaced_whole(folder, monkeypatch):
-    folder.write(b"old", "x")
-
-    def torn(self, data):
-        raise OSError(28, "No space left on device")
-
-    class Full:
-        def __init__(self, path, mode):
-            self.path = path
-            open(path, "wb").close()  # the file exists, empty, when the disk is full
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exc):
-            return False
-
-        write = torn
-
-    import study.store
-
-    monkeypatch.setattr(study.store, "open", Full, raising=False)
-    with pytest.raises(StoreError, match="No space left"):
-        folder.write(b"new", "x")
-    monkeypatch.undo()
-    assert folder.read("x") == b"old"
-    assert folder.names() == ["plan.parquet", "study.json", "study.yaml", "x"], "no temporary file stays behind"
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder):
@@ -157,9 +130,11 @@ def test_a_folder_of_another_version_or_damaged_says_so(folder, text, words):
     assert SCHEMA != 999
 
 
-@pytest.mark.parametrize("file", ["plan.parquet", "trials/t1/replicates.parquet"])
+@pytest.mark.parametrize("file", ["plan.parquet", "records/r/ends-00000001-00000001.parquet"])
 def test_a_truncated_table_is_named(folder, file):
-    folder.save_outcome("t1", [outcome("c1", 0)])
+    recording = folder.recording("r")
+    recording.end("t1", [outcome("c1", 0)])
+    recording.flush()
     data = folder.read(*file.split("/"))
     folder.write(data[: len(data) // 2], *file.split("/"))
     with pytest.raises(StoreError, match=file.split("/")[-1]):
@@ -167,25 +142,7 @@ def test_a_truncated_table_is_named(folder, file):
 
 
 def test_a_folder_can_be_moved_while_nobody_writes(folder, tmp_path):
-    folder.save_outcome("t1", [outcome("c1", 0)])
+    ended(folder, "t1", [outcome("c1", 0)])
     before = open_study(folder.uri).replicates()
     os.rename(folder.uri, tmp_path / "elsewhere")
     pd.testing.assert_frame_equal(open_study(str(tmp_path / "elsewhere")).replicates(), before)
-
-
-def test_the_same_folder_on_another_filesystem(tmp_path):
-    """Through pyarrow's URI route (here a file system mounted as a subtree), as an object store is reached."""
-    from pyarrow import fs
-
-    class Remote(StudyFolder):
-        is_local = False
-        _place = (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/n")
-
-    (tmp_path / "bucket" / "n" / "trials" / "t1").mkdir(parents=True)
-    folder = Remote("s3://bucket/n")
-    folder.check_writable()
-    folder.save_study(SPEC, "name: n\n", PLAN)
-    folder.save_outcome("t1", [outcome("c1", 0)])
-    assert folder.spec() == SPEC
-    assert folder.trial_rows("replicates.parquet")[0]["status"] == "complete"
-    assert folder.names() == ["plan.parquet", "study.json", "study.yaml", "trials"]

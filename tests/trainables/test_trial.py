@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from trainables.trial import Trial
+from trainables.trial import KeepError, Trial
 
 RECIPE = {"dataset": "synthetic", "model": "mlp", "epochs": 4, "batch_size": 32, "train_size": 96, "device": "cpu"}
 
@@ -23,7 +23,7 @@ class Memory:
     """A keeper in memory; `cut` names the write before which the process ends, and its count."""
 
     def __init__(self, cut=None):
-        self.histories, self.checkpoints, self.measures, self.cut = {}, {}, {}, cut
+        self.checkpoints, self.measures, self.cut = {}, {}, cut
 
     def _maybe_cut(self, what):
         if self.cut and self.cut[0] == what:
@@ -33,15 +33,11 @@ class Memory:
                 raise Cut
 
     def load_checkpoint(self, trial):
-        return self.checkpoints.get(trial)
+        return self.checkpoints.get(trial), []
 
     def save_checkpoint(self, trial, epoch, payload):
         self._maybe_cut("checkpoint")
         self.checkpoints[trial] = payload
-
-    def save_history(self, trial, rows):
-        self._maybe_cut("history")
-        self.histories[trial] = [dict(row) for row in rows]
 
     def measured(self, trial):
         return set(self.measures.get(trial, ()))
@@ -69,6 +65,10 @@ def run(trial):
     return reports
 
 
+def rows(reports):
+    return [row for report in reports for row in report["rows"]]
+
+
 def values(report):
     return [{k: v for k, v in row.items() if k != "train_seconds"} for row in report["replicates"]]
 
@@ -86,24 +86,87 @@ def test_a_report_has_the_mean_over_the_seeds(whole):
 
 
 def test_test_accuracy_is_in_the_last_report_and_nowhere_else(whole):
-    reports, keeper = whole
+    reports, _ = whole
     assert [r.get("outcome") for r in reports] == [None, None, None, "complete"]
     assert all("test_accuracy" not in row for report in reports[:-1] for row in report["replicates"])
     assert all(0 <= row["test_accuracy"] <= 1 for row in reports[-1]["replicates"])
-    assert all("test" not in key for row in keeper.histories["t"] for key in row)
+    assert all("test" not in key for row in rows(reports) for key in row)
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "history"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("every", [1, 2])
-def test_cut_before_any_write_it_ends_as_if_it_had_not_been(whole, what, count, every):
-    keeper = Memory(cut=(what, count))
+def test_cut_before_any_checkpoint_it_ends_as_if_it_had_not_been(whole, count, every):
+    keeper = Memory(cut=("checkpoint", count))
     with contextlib.suppress(Cut):
         run(start(keeper, job(), every))
     reports = run(start(keeper, job(), every))
     assert str(values(reports[-1])) == str(values(whole[0][-1]))
-    epochs = [(row["seed"], row["epoch"]) for row in keeper.histories["t"]]
-    assert epochs == [(seed, epoch) for epoch in (1, 2, 3, 4) for seed in (0, 1)]
+    # Whoever was told of the first epochs may be gone with the first process: they are told again.
+    assert [(row["seed"], row["epoch"]) for row in rows(reports)] == [(s, e) for e in (1, 2, 3, 4) for s in (0, 1)]
+    assert timeless(rows(reports)) == timeless(rows(whole[0]))
+
+
+def timeless(found):
+    return [str({k: v for k, v in row.items() if k != "train_seconds"}) for row in found]
+
+
+def test_a_process_that_is_ended_politely_loses_no_epoch(whole):
+    keeper = Memory()
+    first = start(keeper, job(), every=100)
+    first.step()
+    first.step()
+    first.cleanup()
+    second = start(keeper, job(), every=100)
+    assert second.epoch == 2
+    assert timeless(rows(run(second))) == timeless(rows(whole[0]))
+
+
+def test_a_seed_that_fails_in_the_middle_of_an_epoch_leaves_no_checkpoint_of_it(whole, monkeypatch):
+    keeper = Memory()
+    trial = start(keeper, job(), every=100)
+    trial.step()
+    monkeypatch.setattr(trial.replicates[1], "train_epoch", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trial.step()
+    trial.cleanup()
+    assert keeper.checkpoints == {}
+    assert timeless(rows(run(start(keeper, job())))) == timeless(rows(whole[0]))
+
+
+def test_a_keeper_that_cannot_keep_ends_the_trial_with_its_line(monkeypatch):
+    keeper = Memory()
+    trial = start(keeper, job())
+
+    def full(*arguments):
+        raise KeepError("cannot write x: No space left on device")
+
+    trial.step()
+    monkeypatch.setattr(keeper, "save_checkpoint", full)
+    report = trial.step()
+    assert (report["outcome"], report["reason"]) == ("unkept", "cannot write x: No space left on device")
+    assert report["done"]
+    assert report["rows"] == []
+    monkeypatch.setattr(keeper, "load_checkpoint", full)
+    assert start(keeper, job()).step()["outcome"] == "unkept"
+
+
+def test_what_was_passed_over_is_said_once(monkeypatch):
+    keeper = Memory()
+    monkeypatch.setattr(keeper, "load_checkpoint", lambda trial: (None, ["checkpoint 3 is damaged"]))
+    reports = run(start(keeper, job()))
+    assert [r["remarks"] for r in reports] == [["checkpoint 3 is damaged"], [], [], []]
+
+
+def test_a_cell_that_was_trained_past_its_end_ends_where_its_decision_was(whole):
+    """Under another scheduler it had gone further; what its tables have is its epoch of the decision."""
+    keeper = Memory()
+    first = start(keeper, job())
+    for _ in range(3):
+        first.step()
+    (report,) = run(start(keeper, job(until=2)))
+    assert (report["outcome"], report["epoch"], report["step_seconds"]) == ("stopped", 2, 0)
+    assert str(values(report)) == str(values(whole[0][1]))
+    assert timeless(report["rows"]) == timeless(rows(whole[0][:2]))
 
 
 def test_step_seconds_are_of_this_process_and_this_step():
@@ -139,7 +202,6 @@ def test_a_warm_worker_trains_the_next_cell_as_a_fresh_one_would(whole):
     trial.step()
     assert trial.reset_config(job()[0])
     assert str(values(run(trial)[-1])) == str(values(whole[0][-1]))
-    assert len(keeper.histories["other"]) == 2, "what the last cell had trained is kept"
 
 
 def test_a_warm_worker_lets_go_of_the_last_cell_before_it_builds_the_next(monkeypatch):
@@ -203,13 +265,14 @@ def test_cut_before_a_measure_is_kept_nothing_is_trained_again(whole):
 def test_a_trained_trial_is_measured_later_from_its_checkpoint(whole):
     keeper = Memory()
     run(start(keeper, job()))
-    before = (str(keeper.histories), dict(keeper.checkpoints))
+    before = dict(keeper.checkpoints)
     report = run(start(keeper, measuring(trained=True)))[0]
     assert report["outcome"] == "measured"
     direct = Memory()
     run(start(direct, measuring()))
     assert keeper.measures == direct.measures
-    assert (str(keeper.histories), dict(keeper.checkpoints)) == before
+    assert report["rows"] == []
+    assert keeper.checkpoints == before
 
 
 def test_a_measure_that_is_kept_is_not_taken_again():
@@ -244,7 +307,7 @@ def test_a_recipe_of_no_epochs_is_measured_as_it_starts():
     row = reports[0]["replicates"][0]
     assert row["gradient_evaluations"] == 0
     assert 0 <= row["test_accuracy"] <= 1
-    assert [r["epoch"] for r in keeper.histories["t"]] == [0, 0]
+    assert [r["epoch"] for r in rows(reports)] == [0, 0]
 
 
 def test_weights_that_do_not_fit_end_the_trial_as_failed_and_are_not_tried_again(tmp_path):
