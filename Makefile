@@ -8,13 +8,16 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 UV := .tools/bin/uv
 
-.PHONY: study test lint types setup lock benchmark clean
+.PHONY: study test test-long lint types setup lock benchmark clean
 
 study: setup  ## train the gamma x eta grid of Fisher SAM on digits, and draw its heatmap
 	$(BIN)/study run studies/digits_sensitivity.yaml
 
 test: lint types  ## what CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests
+
+test-long: setup  ## the whole fault matrix and the soak: most of an hour
+	$(BIN)/python -m pytest -m long
 
 lint: setup
 	$(BIN)/ruff check .

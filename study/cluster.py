@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from study.plan import Plan
+from study.preflight import ClusterError
 from study.spec import Resources
 from trainables.models import MODELS
 
@@ -21,10 +22,6 @@ CONNECT_SECONDS = 10.0
 
 #: The most trials of small networks that share a GPU when the study leaves it to us.
 SHARE = 4
-
-
-class ClusterError(Exception):
-    """The cluster cannot be reached, or can never give what the study asks; one line."""
 
 
 @contextmanager
@@ -59,17 +56,6 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def check_this_machine(asked: Resources, cpus: int | None) -> None:
-    """Refuse more CPUs than a cluster of our own will have, before it is started.
-
-    Raises:
-        ClusterError: a trial asks for more.
-    """
-    here = cpus or os.cpu_count() or 1
-    if asked.cpu is not None and asked.cpu > here:
-        raise ClusterError(f"resources: a trial asks for cpu {asked.cpu}; this run has cpu {here} on this machine")
 
 
 def _check_reachable(address: str) -> None:

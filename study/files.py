@@ -190,7 +190,7 @@ class Files:
 
     def _put_local(self, data: bytes, target: str) -> None:
         folder = posixpath.dirname(target)
-        made = _missing(folder)
+        made = absent(folder)
         os.makedirs(folder, exist_ok=True)
         temporary = f"{target}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         try:
@@ -203,17 +203,17 @@ class Files:
         finally:
             with suppress(OSError):
                 os.unlink(temporary)
-        for changed in (folder, *made):
+        for changed in (folder, *(posixpath.dirname(new) for new in made)):
             _sync_folder(changed)
 
 
-def _missing(folder: str) -> list[str]:
-    """The parents whose entry changes when `folder` is made."""
-    changed = []
+def absent(folder: str) -> list[str]:
+    """A local folder and its parents as far as they are not there, the innermost first."""
+    found = []
     while not os.path.isdir(folder):
+        found.append(folder)
         folder = posixpath.dirname(folder)
-        changed.append(folder)
-    return changed
+    return found
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,8 +1,15 @@
-"""What can be known before a cluster is started: that the weights that a study starts from fit their networks."""
+"""What can be known before a cluster is started: that weights fit their networks, and trials this machine."""
 
 from __future__ import annotations
 
+import os
+
 from study.plan import Plan
+from study.spec import Resources
+
+
+class ClusterError(Exception):
+    """The cluster cannot be reached, or can never give what the study asks; one line."""
 
 
 def check_weights(plan: Plan) -> None:
@@ -28,3 +35,14 @@ def check_weights(plan: Plan) -> None:
         assert classes is not None
         network = build(model, classes=classes, channels=channels, side=side, dropout=recipe.dropout)
         load_pretrained(network, pretrained, model=model, classes=classes)
+
+
+def check_this_machine(asked: Resources, cpus: int | None) -> None:
+    """Refuse more CPUs than a cluster of our own will have, before it is started.
+
+    Raises:
+        ClusterError: a trial asks for more.
+    """
+    here = cpus or os.cpu_count() or 1
+    if asked.cpu is not None and asked.cpu > here:
+        raise ClusterError(f"resources: a trial asks for cpu {asked.cpu}; this run has cpu {here} on this machine")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.board import Board, CellState
+from study.words import duration
 
 #: Told apart by sign as well as by colour.
 SIGNS = {"waiting": "·", "running": "›", "complete": "✓", "stopped": "■", "diverged": "✗", "failed": "!"}
@@ -100,16 +101,6 @@ def summary(board: Board) -> str:
     if left is not None and board.done < board.total:
         parts.append(f"about {duration(left)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `2 min 10 s`, `3 h 20 min`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def render(board: Board) -> RenderableType:

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from study.board import Board, worst
+from study.lock import Lease
 from study.plan import Plan, PlannedTrial
 from study.progress import Display
 from study.records import Recording
@@ -23,6 +24,7 @@ class Recorder(tune.Callback):
         folder: the study's folder.
         recording: what this run writes with.
         board: moved on with every report.
+        lease: says that this run still holds the folder.
         display: shows the board.
         trouble: takes note of a folder that cannot be written.
     """
@@ -33,10 +35,12 @@ class Recorder(tune.Callback):
         folder: StudyFolder,
         recording: Recording,
         board: Board,
+        lease: Lease,
         display: Display,
         trouble: Trouble,
     ) -> None:
-        self.folder, self.recording, self.board, self.display, self.trouble = folder, recording, board, display, trouble
+        self.folder, self.recording, self.board = folder, recording, board
+        self.lease, self.display, self.trouble = lease, display, trouble
         #: Where a scheduler has stopped trials, by id; see `LedgerAsha.stops`.
         self.stops: Mapping[str, int] = {}
         self.scheduler = str(plan.study.scheduler)
@@ -100,6 +104,8 @@ class Recorder(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Many times a second: write what is due."""
         with self.trouble.noted():
+            # Before anything is written: another driver may have taken over while this one was asleep.
+            self.lease.check()
             self.recording.tick()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -6,10 +6,14 @@ The driver is the only writer. Each run has a folder of its own, so no run, howe
 another's. Within a run the pieces are numbered; when there are many small ones they are merged into one whose name
 spans theirs. A piece whose range lies inside another's is superseded, so a merge that is cut short is harmless, and a
 reader needs no table of contents: it lists, and lists again if a piece has gone meanwhile.
+
+Parquet has checksums for its pages at most, and one flipped bit in the rest can pass for other data. So every file has
+the SHA-256 of its other bytes before its footer, where a Parquet reader, which goes by offsets, does not look.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import time
@@ -34,7 +38,10 @@ FAN = 64
 ENDS_EVERY, EPOCHS_EVERY = 1.0, 15.0
 
 #: Times a reader lists again because a piece that it has seen is gone.
-_LISTINGS = 20
+_LISTINGS = 100
+
+#: Bytes of a file's digest, and of what is after a Parquet file's footer: its length and the format's mark.
+_DIGEST, _TAIL = 32, 8
 
 _PIECE = re.compile(r"^([^/]+)/([a-z]+)-(\d{8})-(\d{8})\.parquet$")
 
@@ -59,15 +66,24 @@ class Piece:
 
 
 def pieces(files: Files) -> list[Piece]:
-    """Every piece that counts, in the order of runs and numbers."""
-    found = [Piece(m[1], m[2], int(m[3]), int(m[4])) for name in files.walk(FOLDER) if (m := _PIECE.match(name))]
+    """Every piece that counts, in the order of runs and numbers; also while pieces are merged."""
+    # No listing of a folder is a picture of one moment: one may come too early for a merged piece and too late for its
+    # parts. The next one sees it, since between two merges of one number lie at least FAN writes.
+    return _in_force({**files.walk(FOLDER), **files.walk(FOLDER)})
+
+
+def _in_force(names: Iterable[str]) -> list[Piece]:
     kept: list[Piece] = []
     # A piece comes after any that spans it: wider ones first.
-    for piece in sorted(found, key=lambda p: (p.run, p.kind, p.first, -p.last)):
+    for piece in sorted(_named(names), key=lambda p: (p.run, p.kind, p.first, -p.last)):
         last = kept[-1] if kept else None
         if last is None or (last.run, last.kind) != (piece.run, piece.kind) or not last.spans(piece):
             kept.append(piece)
     return kept
+
+
+def _named(names: Iterable[str]) -> list[Piece]:
+    return [Piece(m[1], m[2], int(m[3]), int(m[4])) for name in names if (m := _PIECE.match(name))]
 
 
 def read(
@@ -92,18 +108,25 @@ def read(
     import pyarrow as pa
 
     before: list[Piece] | None = None
+    # A piece never changes: what has been read of it stands while the rest is listed again.
+    found: dict[Piece, pa.Table] = {}
     for _ in range(_LISTINGS):
-        listed = pieces(files)
+        listed = [piece for piece in pieces(files) if piece.kind == kind]
         if _torn(listed) and listed != before:
             # A merge went on under the listing's eyes. A gap that stays is somebody's doing.
             before = listed
             continue
-        wanted = [p for p in listed if p.kind == kind and (chosen is None or chosen(p))]
+        wanted = [piece for piece in listed if chosen is None or chosen(piece)]
+        missing = [piece for piece in wanted if piece not in found]
         try:
             with ThreadPoolExecutor(8) as pool:
-                tables = list(pool.map(lambda piece: _table(files, piece, columns, where), wanted))
+                for piece, table in zip(
+                    missing, pool.map(lambda piece: _table(files, piece, columns, where), missing), strict=True
+                ):
+                    found[piece] = table
         except _Gone:
             continue
+        tables = [found[piece] for piece in wanted]
         # A column may be all null in one piece and numbers in another.
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
     raise StoreError(f"{files.path(FOLDER)} changes faster than it can be read")
@@ -134,8 +157,14 @@ def _table(
     return found if where is None else where(found)
 
 
-def from_parquet(data: bytes, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table from a file's bytes, checked by its checksums.
+def from_parquet(data: bytes, path: str, columns: Sequence[str] | None = None, *, sealed: bool = True) -> pa.Table:
+    """A table from a file's bytes, checked by its digest.
+
+    Args:
+        data: the file's bytes.
+        path: what to call it in an error.
+        columns: only these, as far as they are there.
+        sealed: False for a file of an older version, which has no digest.
 
     Raises:
         StoreError: it is damaged.
@@ -143,25 +172,48 @@ def from_parquet(data: bytes, path: str, columns: Sequence[str] | None = None) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if sealed:
+        # Before anything of it is believed: what reads Parquet may end in any error on bytes that are none.
+        whole, footer = memoryview(data), _footer(memoryview(data))
+        at = footer - _DIGEST
+        if at < 0 or whole[at:footer] != _digest(whole[:at], whole[footer:]):
+            raise _damaged(path, "it does not match its checksum")
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        file = pq.ParquetFile(pa.BufferReader(data))
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"{path} is damaged ({' '.join(str(error).split())[:100]}); put its copy back, or move it away: what only "
-            "it held is then missing, and a trial whose end it held is taken up again"
-        ) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:100]) from None
+
+
+def _damaged(path: str, reason: str) -> StoreError:
+    return StoreError(
+        f"{path} is damaged ({reason}); put its copy back, or move it away and run the study again: what only it held "
+        "is then made again or missing"
+    )
 
 
 def to_parquet(rows: Sequence[Row] | pa.Table) -> bytes:
-    """A table's bytes, with checksums."""
+    """A table's bytes, with their digest."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(_same_keys(rows))
     out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
-    return out.getvalue()
+    pq.write_table(table, out, compression="zstd")
+    with out.getbuffer() as data:
+        footer = _footer(data)
+        return b"".join((data[:footer], _digest(data[:footer], data[footer:]), data[footer:]))
+
+
+def _footer(data: memoryview) -> int:
+    """Where a Parquet file's footer begins, as the file says; below zero if it cannot."""
+    return len(data) - _TAIL - int.from_bytes(data[-_TAIL : -_TAIL + 4], "little")
+
+
+def _digest(pages: memoryview, footer: memoryview) -> bytes:
+    digest = hashlib.sha256(pages)
+    digest.update(footer)
+    return digest.digest()
 
 
 def _same_keys(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -192,21 +244,30 @@ def merge(files: Files, parts: Sequence[Piece]) -> Piece:
 
 
 def tidy(files: Files, runs: Iterable[str] | None = None) -> None:
-    """Merge the small pieces that runs have left; of runs that are over, or of one's own.
+    """Merge the small pieces that runs have left, and delete the superseded ones that a merge cut short has left.
+
+    Args:
+        files: the study's folder.
+        runs: of these, which are over; of all without it.
 
     Raises:
         StoreError: see `merge`.
     """
     wanted = None if runs is None else set(runs)
-    small: dict[tuple[str, str], list[list[Piece]]] = {}
-    for piece in pieces(files):
-        if piece.first == piece.last and (wanted is None or piece.run in wanted):
-            rows = small.setdefault((piece.run, piece.kind), [[]])
-            if rows[-1] and rows[-1][-1].last + 1 != piece.first:
-                rows.append([])
-            rows[-1].append(piece)
-    for row in (row for rows in small.values() for row in rows if len(row) > 1):
-        merge(files, row)
+    names = {**files.walk(FOLDER), **files.walk(FOLDER)}
+    listed = [piece for piece in _in_force(names) if wanted is None or piece.run in wanted]
+    for piece in set(_named(names)) - set(listed):
+        if wanted is None or piece.run in wanted:
+            files.delete(FOLDER, piece.run, piece.name)
+    rows: list[list[Piece]] = [[]]
+    for piece in (piece for piece in listed if piece.first == piece.last):
+        last = rows[-1][-1] if rows[-1] else piece
+        if rows[-1] and (last.run, last.kind, last.last + 1) != (piece.run, piece.kind, piece.first):
+            rows.append([])
+        rows[-1].append(piece)
+    for row in rows:
+        if len(row) > 1:
+            merge(files, row)
 
 
 @dataclass
@@ -276,6 +337,7 @@ class Recording:
         """
         self.flush()
         tidy(self.files, [self.run])
+        self._levels = {kind: [[]] for kind in KINDS}
 
     def _write(self, kind: str, rows: Sequence[Row]) -> None:
         number = self._numbers[kind] + 1
@@ -285,13 +347,15 @@ class Recording:
         self._numbers[kind] = number
 
     def _merge(self, kind: str) -> None:
-        """Merge full levels, the small ones first; each row is written a few times at most, however many there are."""
+        """Merge what is full, with every level that this fills; each row is written a few times, however many."""
         levels = self._levels[kind]
-        for level, full in enumerate(levels):
-            if len(full) < FAN:
-                break
-            levels[level] = []
+        level, full = 0, list[Piece]()
+        while level < len(levels) and len(levels[level]) + bool(full) >= FAN:
+            full = levels[level] + full
+            level += 1
+        if full:
             whole = merge(self.files, full)
-            if level + 1 == len(levels):
+            levels[:level] = [[] for _ in range(level)]
+            if level == len(levels):
                 levels.append([])
-            levels[level + 1].append(whole)
+            levels[level].append(whole)

@@ -25,6 +25,7 @@ from ray import tune  # the environment above has to be set first
 from study.board import Board
 from study.cluster import choose_resources
 from study.keeper import FolderKeeper
+from study.lock import Lease
 from study.measured import tags
 from study.plan import Plan, PlannedTrial
 from study.progress import Display, make_display
@@ -54,7 +55,9 @@ class Summary:
     interrupted: bool = False
 
 
-def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Display | None = None) -> Summary:
+def run_plan(
+    plan: Plan, folder: StudyFolder, run: str, text: str, lease: Lease, display: Display | None = None
+) -> Summary:
     """Train what the plan misses on the connected cluster, and record it in the folder.
 
     Args:
@@ -62,10 +65,11 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
         folder: the study's folder.
         run: this run's id.
         text: the study file as its user wrote it.
+        lease: says that this run still holds the folder.
         display: where to show it; by default the terminal.
 
     Raises:
-        study.cluster.ClusterError: the cluster can never run such a trial.
+        study.preflight.ClusterError: the cluster can never run such a trial.
         study.store.StoreError: the folder cannot be written.
     """
     resources = choose_resources(plan.study.resources, plan)
@@ -82,7 +86,7 @@ def run_plan(plan: Plan, folder: StudyFolder, run: str, text: str, display: Disp
     board = Board.of(plan)
     trouble = Trouble()
     recording = folder.recording(run)
-    recorder = Recorder(plan, folder, recording, board, display or make_display(board), trouble)
+    recorder = Recorder(plan, folder, recording, board, lease, display or make_display(board), trouble)
     began = time.monotonic()
     broken: str | None = "ended by an error"
     try:

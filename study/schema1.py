@@ -2,58 +2,97 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from study.records import FOLDER, KINDS, Piece, from_parquet, to_parquet
-from study.store import SCHEMA, StudyFolder
+from study.records import FOLDER, Piece, from_parquet, to_parquet
+from study.store import StoreError, StudyFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: The run whose records hold what the old files held.
-RUN = "schema-1"
+#: How the run begins whose records hold what the old files held. The rest is a hash of them: two folders that are merged
+#: later do not share a run.
+RUN = "schema-1-"
 
 _FILES = {"ends": "replicates.parquet", "decisions": "decisions.parquet", "history": "history.parquet"}
 
+_MEASURE = re.compile(r"^measures/[^/]+\.parquet$")
 
-def take_over(folder: StudyFolder) -> bool:
-    """Bring a folder of schema 1 to this version's; whoever calls it holds the folder. Says whether it was one.
 
-    Cut short, it begins again: the old files go when everything else is done.
+def old_spec(folder: StudyFolder) -> dict[str, Any] | None:
+    """The study of a folder of schema 1; None if it is of another or holds none.
+
+    Raises:
+        StoreError: its study.json is damaged.
+    """
+    content = folder.json("study.json")
+    if not isinstance(content, dict) or content.get("schema") != 1:
+        return None
+    if not isinstance(content.get("study"), dict):
+        raise StoreError(f"{folder.path('study.json')} is damaged")
+    return dict(content["study"])
+
+
+def take_over(folder: StudyFolder) -> None:
+    """Bring a folder of schema 1 to this version's, or end what was cut short of it; of another folder, nothing.
+
+    Whoever calls it holds the folder. Cut short, it begins again: the old files go when everything else is done.
 
     Raises:
         StoreError: a file is damaged or cannot be written.
     """
-    data = folder.read("study.json")
-    content = None if data is None else json.loads(data)
-    if not isinstance(content, dict) or content.get("schema") != 1:
-        return False
-    tables = {kind: _table(folder, file) for kind, file in _FILES.items()}
-    tables["decisions"] = _renumbered(tables["decisions"])
-    for kind in KINDS:
-        if len(tables[kind]):
-            folder.write(to_parquet(tables[kind]), FOLDER, RUN, Piece(RUN, kind, 1, 1).name)
-    folder.write((json.dumps({**content, "schema": SCHEMA}, indent=1) + "\n").encode(), "study.json")
+    spec = old_spec(folder)
+    if spec is not None:
+        files = folder.trial_files()
+        _record(folder, {kind: _table(folder, file, files) for kind, file in _FILES.items()})
+        # What keeps its place has no digest yet.
+        _seal(folder, "plan.parquet")
+        measures = [(trial, name) for trial, names in files.items() for name in names if _MEASURE.match(name)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda at: _seal(folder, "trials", at[0], at[1]), measures))
+        folder.save_spec(spec)
+    elif not any(run.startswith(RUN) for run in folder.names(FOLDER)):
+        return
     for trial, names in folder.trial_files().items():
         for name in names:
             if name in _FILES.values():
                 folder.delete("trials", trial, name)
-    return True
 
 
-def _table(folder: StudyFolder, file: str) -> pa.Table:
+def _record(folder: StudyFolder, tables: dict[str, pa.Table]) -> None:
+    tables["decisions"] = _renumbered(tables["decisions"])
+    contents = {kind: to_parquet(table) for kind, table in tables.items() if len(table)}
+    run = RUN + hashlib.sha256(b"".join(contents.values())).hexdigest()[:8]
+    for name in folder.walk(FOLDER):
+        if name.startswith(RUN) and not name.startswith(f"{run}/"):
+            # Cut short, and then an older version ran the study once more.
+            folder.delete(FOLDER, name)
+    for kind, content in contents.items():
+        folder.write(content, FOLDER, run, Piece(run, kind, 1, 1).name)
+
+
+def _seal(folder: StudyFolder, *parts: str) -> None:
+    data = folder.read(*parts)
+    if data is not None:
+        folder.write(to_parquet(from_parquet(data, folder.path(*parts), sealed=False)), *parts)
+
+
+def _table(folder: StudyFolder, file: str, files: Mapping[str, Sequence[str]]) -> pa.Table:
+    """One kind of file over all trials, each row with its `trial`."""
     import pyarrow as pa
 
     def of(trial: str) -> pa.Table | None:
         data = folder.read("trials", trial, file)
         if data is None:
             return None
-        rows = from_parquet(data, folder.path("trials", trial, file))
+        rows = from_parquet(data, folder.path("trials", trial, file), sealed=False)
         return rows.append_column("trial", pa.array([trial] * len(rows), pa.string()))
 
-    trials = sorted(trial for trial, names in folder.trial_files().items() if file in names)
+    trials = sorted(trial for trial, names in files.items() if file in names)
     with ThreadPoolExecutor(8) as pool:
         tables = [part for part in pool.map(of, trials) if part is not None]
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})

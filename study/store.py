@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from study.files import TEMPORARY, Files, StoreError, child
-from study.records import FOLDER, Recording, from_parquet, read, to_parquet
+from study.records import FOLDER, Recording, from_parquet, read, tidy, to_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,6 +77,10 @@ class StudyFolder(Files):
         self.save_plan(plan_rows)
         self.write(text.encode(), "study.yaml")
         # Last: a folder with study.json has everything before it.
+        self.save_spec(spec)
+
+    def save_spec(self, spec: Mapping[str, Any]) -> None:
+        """Write the checked study, in a folder of this version's schema."""
         self.write(_json({"schema": SCHEMA, "study": dict(spec)}), "study.json")
 
     def save_plan(self, rows: list[dict[str, Any]]) -> None:
@@ -89,7 +93,7 @@ class StudyFolder(Files):
 
     def chosen(self) -> list[dict[str, Any]]:
         """What searches in this folder have drawn, also from spaces that they have no longer."""
-        content = self._json("chosen.json")
+        content = self.json("chosen.json")
         return [] if content is None else list(content)
 
     def spec(self) -> dict[str, Any] | None:
@@ -98,7 +102,7 @@ class StudyFolder(Files):
         Raises:
             StoreError: the folder belongs to a newer version, or its study.json is damaged.
         """
-        content = self._json("study.json")
+        content = self.json("study.json")
         if content is None:
             return None
         try:
@@ -126,10 +130,10 @@ class StudyFolder(Files):
 
     def runs(self) -> list[dict[str, Any]]:
         """Provenance of each run, oldest first."""
-        found = [self._json("runs", name) for name in self.names("runs") if name.endswith(".json")]
+        found = [self.json("runs", name) for name in self.names("runs") if name.endswith(".json")]
         return sorted((record for record in found if record), key=lambda r: r.get("started", ""))
 
-    def _json(self, *parts: str) -> Any:
+    def json(self, *parts: str) -> Any:
         """A JSON file's content, or None if there is no such file."""
         data = self.read(*parts)
         try:
@@ -142,6 +146,12 @@ class StudyFolder(Files):
     def recording(self, run: str) -> Recording:
         """What a run's driver writes with; `run` is an id that no other run has."""
         return Recording(self, run)
+
+    def tidy(self) -> None:
+        """Merge what earlier runs have left in small pieces, and delete what killed ones have left half written."""
+        for part in (FOLDER, "trials", "runs"):
+            self.sweep(part)
+        tidy(self)
 
     def table(self, kind: str, columns: Sequence[str] | None = None, trials: Iterable[str] | None = None) -> pa.Table:
         """`ends`, `decisions` or `history` as recorded, each row with its `trial`; of the named trials only.

@@ -5,7 +5,8 @@ from rich.console import Console
 
 from study.board import Board
 from study.plan import make_plan
-from study.progress import duration, render, summary
+from study.progress import render, summary
+from study.words import duration
 from study.spec import Study
 from study.store import StudyFolder
 
