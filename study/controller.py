@@ -8,13 +8,14 @@ Seen with Ray 2.60, killing workers and nodes:
 - What goes wrong while a warm worker takes its next trial fails that trial for good, however many retries it has; if
   the worker dies it is even counted twice. Here it is a failure like any other.
 - An error of a callback, searcher or scheduler at a trial's end is put down to the trial. Here it ends the run.
-- Its snapshots for a restore that this project never uses hold every trial. Here there are none.
+- It waits for ever, or is ended from within, when the cluster itself is gone. Here `study.watch.Watch` ends the run.
+- Its snapshots, for a restore that this project never uses, hold every trial. Here is one at the end, without them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,15 +26,16 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from study.failures import Failures, Unexpected
+from study.watch import Watch
 
 
 class Controller(TuneController):
-    """Ray Tune's controller, with failures counted by `failures`."""
+    """Ray Tune's controller, with failures counted by `failures`, on a cluster that `watch` watches."""
 
-    def __init__(self, *arguments: Any, failures: Failures, **more: Any) -> None:
+    def __init__(self, *arguments: Any, failures: Failures, watch: Watch, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._failures = failures
-        manager = self._actor_manager
+        self._failures, self._watch = failures, watch
+        manager: Any = self._actor_manager
         task_failed = manager._actor_task_failed
 
         def failed(tracked_actor_task: Any, exception: Exception) -> None:
@@ -43,17 +45,33 @@ class Controller(TuneController):
 
         manager._actor_task_failed = failed
 
+    def step(self) -> None:
+        self._watch.check()
+        super().step()
+
+    def cleanup(self) -> None:
+        # Where the cluster is gone, to say goodbye to it takes a minute and Ray's own way out of the process.
+        if not self._watch.lost:
+            super().cleanup()
+
     def checkpoint(self, force: bool = False, wait: bool = False) -> None:
-        """Nothing: the study's folder is the truth, and Ray's restore is never used."""
+        """Nothing before the end, when Ray's own table of results wants a file to be there."""
+        if force:
+            super().checkpoint(force=force, wait=wait)
 
     def _mark_trial_to_checkpoint(self, trial: Trial) -> None:
-        """Nothing; see `checkpoint`."""
+        """Not at all: the study's folder is the truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        del state["_failures"], state["_watch"]
+        return state
 
     def _process_trial_result(self, trial: Trial, result: dict[str, Any]) -> Any:
         self._failures.reported(trial.config["trial"], result["epoch"])
         return super()._process_trial_result(trial, result)
 
-    def _process_trial_failure(self, trial: Trial, exception: Exception) -> None:
+    def _process_trial_failure(self, trial: Any, exception: Any) -> None:
         if isinstance(exception, _TuneStopTrialError):
             raise TuneError(str(exception))
         again = self._failures.take(trial.config["trial"], exception)
@@ -65,17 +83,10 @@ class Controller(TuneController):
         self._resetting_trials.discard(self._actor_to_trial[tracked_actor])
         super()._actor_failed(tracked_actor, exception)
 
-    def _schedule_trial_task(
-        self,
-        trial: Trial,
-        method_name: str,
-        *arguments: Any,
-        on_error: Callable[[Trial, Exception], None] | None = None,
-        **more: Any,
-    ) -> Any:
+    def _schedule_trial_task(self, trial: Trial, method_name: str, *arguments: Any, **more: Any) -> Any:
         if method_name == "reset":
-            on_error = self._reset_failed
-        return super()._schedule_trial_task(trial, method_name, *arguments, on_error=on_error, **more)
+            more["on_error"] = self._reset_failed
+        return super()._schedule_trial_task(trial, method_name, *arguments, **more)
 
     def _reset_failed(self, trial: Trial, exception: Exception) -> None:
         if trial not in self._resetting_trials:
@@ -87,11 +98,15 @@ class Controller(TuneController):
 
 
 @contextmanager
-def counted(failures: Failures) -> Iterator[None]:
-    """`Tuner.fit` in here runs a `Controller`. Ray has no other way to hand it one."""
-    module = sys.modules["ray.tune.tune"]
+def controlled(failures: Failures, watch: Watch) -> Iterator[None]:
+    """`Tuner.fit` in here runs a `Controller`; Ray has no other way to hand it one.
+
+    Raises:
+        study.watch.ClusterLost: from `Tuner.fit`.
+    """
+    module: Any = sys.modules["ray.tune.tune"]
     usual = module.TuneController
-    module.TuneController = partial(Controller, failures=failures)
+    module.TuneController = partial(Controller, failures=failures, watch=watch)
     try:
         yield
     finally:

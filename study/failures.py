@@ -9,6 +9,7 @@ without an epoch in between may be what kills the nodes, so there is an end to t
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ Kind = Literal["lost", "memory", "died", "error"]
 
 #: Losses in a row, without an epoch in between, after which a trial has failed.
 MOST_LOSSES = 10
+
+#: Seconds in which several losses are one: until Ray has noticed that a node is gone it may put the trial there again.
+SETTLING = 20.0
 
 #: Letters of a reason.
 _LONGEST = 500
@@ -78,7 +82,8 @@ def classify(error: Exception) -> Failure:
         return Failure("died", _death(text))
     if isinstance(error, RayError):
         # Of a worker that is said to be unavailable its node would say within a second if it had died by itself.
-        return Failure("lost", f"the worker's node is gone or cannot be reached ({_short(text)})")
+        said = re.search(r"RPC error: (.*?) rpc_code", text)
+        return Failure("lost", f"its node is gone or cannot be reached ({_short(said[1] if said else text)})")
     return _raised(type(error).__name__, text)
 
 
@@ -89,6 +94,7 @@ class _Tally:
     epochs: int = 0  # the last one that was reported
     failures: int = 0
     losses_in_a_row: int = 0
+    last_loss: float = float("-inf")
     last: Failure | None = None
 
 
@@ -100,10 +106,12 @@ class Failures:
         max_failures: times that a trial is tried again after failures of its own.
         remedy: what to change when a node's memory does not hold the trial of this id; what ran out in the trial's own
             process has said so itself.
+        clock: tells the time in seconds.
     """
 
     max_failures: int
     remedy: Callable[[str], str] = lambda trial: ""
+    clock: Callable[[], float] = time.monotonic
     _tallies: dict[str, _Tally] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
@@ -113,7 +121,10 @@ class Failures:
         if failure.kind == "memory" and isinstance(error, Unexpected | RayActorError) and (way := self.remedy(trial)):
             failure = Failure("memory", f"{failure.reason}; {way}")
         if failure.kind == "lost":
-            tally.losses_in_a_row += 1
+            now = self.clock()
+            if now - tally.last_loss >= SETTLING:
+                tally.losses_in_a_row += 1
+                tally.last_loss = now
             again = tally.losses_in_a_row < MOST_LOSSES
         else:
             tally.failures += 1
@@ -195,7 +206,7 @@ def _lost_node(text: str) -> str:
     node = re.search(r"Node Id: (\w{8})", text)
     why = re.search(r"^\s*the actor's node was (.*)$", text, re.MULTILINE)
     if node is None:
-        return "the worker's node is gone"
+        return "its node is gone"
     return f"its node {node[1]} is gone ({_short(why[1])})" if why else f"its node {node[1]} is gone"
 
 

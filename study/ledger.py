@@ -176,7 +176,6 @@ class Story:
         cell: its id.
         name: its arm and settings, for a person.
         epochs: of a full trial; 0 where the cell is planned no longer.
-        seeds: the planned ones.
         scheduler: the study's, as the records spell it.
         ends: every recorded end of its seeds, in their order.
         decisions: the scheduler's on it.
@@ -188,7 +187,6 @@ class Story:
     cell: str
     name: str
     epochs: int
-    seeds: Sequence[int]
     scheduler: str
     ends: Sequence[Row]
     decisions: Sequence[Row]

@@ -314,9 +314,10 @@ class Claim:
         A silent one is watched if there is patience for it; one that was watched and has stirred since is alive.
         """
         while (entry := self.ruler()) is not None and entry.content != self._dead.get(entry.name):
-            if entry.state == "gone":
+            state = entry.state
+            if state == "gone":
                 self._dead[entry.name] = entry.content
-            elif entry.state == "alive" or entry.name in self._dead or not patient:
+            elif state == "alive" or entry.name in self._dead or not patient:
                 self._refuse(entry)
             else:
                 self._watch(entry)
@@ -489,7 +490,7 @@ class Entry:
         """Seconds for which its silence has to be seen."""
         return self.ttl if self._age is None else WATCHED * self.ttl / BEATS
 
-    @cached_property
+    @property
     def state(self) -> State:
         if is_gone(self.who):
             return "gone"

@@ -8,12 +8,14 @@ from typing import Any
 from ray import tune
 
 from study.board import Board, worst
+from study.failures import Failures
 from study.lock import Lease
 from study.plan import Plan, PlannedTrial
 from study.progress import Display
 from study.records import Recording
 from study.store import StoreError, StudyFolder
 from study.trouble import Trouble
+from trainables.memory import remedies
 
 
 class Recorder(tune.Callback):
@@ -25,6 +27,7 @@ class Recorder(tune.Callback):
         recording: what this run writes with.
         board: moved on with every report.
         lease: says that this run still holds the folder.
+        failures: why trials were given up.
         display: shows the board.
         trouble: takes note of a folder that cannot be written.
     """
@@ -36,11 +39,12 @@ class Recorder(tune.Callback):
         recording: Recording,
         board: Board,
         lease: Lease,
+        failures: Failures,
         display: Display,
         trouble: Trouble,
     ) -> None:
         self.folder, self.recording, self.board = folder, recording, board
-        self.lease, self.display, self.trouble = lease, display, trouble
+        self.lease, self.failures, self.display, self.trouble = lease, failures, display, trouble
         #: Where a scheduler has stopped trials, by id; see `LedgerAsha.stops`.
         self.stops: Mapping[str, int] = {}
         self.scheduler = str(plan.study.scheduler)
@@ -110,7 +114,8 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed for the last time."""
-        self._fail(self._planned(trial), _reason(trial))
+        planned = self._planned(trial)
+        self._fail(planned, self.failures.reason(planned.id))
         self.display.update()
 
     def _fail(self, planned: PlannedTrial, reason: str) -> None:
@@ -166,7 +171,12 @@ class Recorder(tune.Callback):
                 self.folder.delete_checkpoints(trial.id)
         self._note(trial, state)
 
+    def remedy(self, trial: str) -> str:
+        """What to change where a node's memory does not hold a trial."""
+        return remedies(self._trials[trial].cell.recipe, "node")
+
     def _note(self, trial: PlannedTrial, state: str) -> None:
+        self.failures.ended(trial.id)
         self._recorded.add(trial.id)
         self.board.end(trial.id, trial.cell.id, "complete" if trial.trained else state)
         self.ended[state] = self.ended.get(state, 0) + 1
@@ -177,13 +187,3 @@ def _name(trial: PlannedTrial) -> str:
     settings = trial.cell.recipe.settings()
     knobs = [f"{key}={settings[key]:g}" for key in ("gamma", "eta") if key in settings]
     return "_".join([trial.cell.arm, *knobs, trial.id])
-
-
-def _reason(trial: Any) -> str:
-    """The last line of the trial's traceback."""
-    try:
-        with open(trial.error_file, encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except (OSError, TypeError):
-        lines = []
-    return lines[-1][:500] if lines else "failed without a message"

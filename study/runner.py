@@ -24,6 +24,8 @@ from ray import tune  # the environment above has to be set first
 
 from study.board import Board
 from study.cluster import choose_resources
+from study.controller import counted
+from study.failures import Failures
 from study.keeper import FolderKeeper
 from study.lock import Lease
 from study.measured import tags
@@ -86,12 +88,14 @@ def run_plan(
     board = Board.of(plan)
     trouble = Trouble()
     recording = folder.recording(run)
-    recorder = Recorder(plan, folder, recording, board, lease, display or make_display(board), trouble)
+    failures = Failures(plan.study.max_failures, remedy=lambda trial: recorder.remedy(trial))
+    recorder = Recorder(plan, folder, recording, board, lease, failures, display or make_display(board), trouble)
     began = time.monotonic()
     broken: str | None = "ended by an error"
     try:
         with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
-            exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
+            with counted(failures):
+                exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
         recording.close()
         broken = None
     except Exception as error:
@@ -128,6 +132,7 @@ def run_plan(
             "trials": summary.ended,
             "unmeasured": summary.unmeasured,
             "remarks": summary.remarks,
+            "failures": failures.counts(),
             "exhausted": summary.exhausted,
             "interrupted": summary.interrupted,
             "devices": sorted(recorder.devices),
@@ -189,7 +194,6 @@ def _fit(
             callbacks=[recorder],
             # The study's folder has its own checkpoints; Ray's would be asked for at the end of every trial.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=study.max_failures),
         ),
     ).fit()
     return search.exhausted if search else []

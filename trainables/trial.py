@@ -21,6 +21,7 @@ from ray import tune
 from trainables.data import DataError
 from trainables.measures import check
 from trainables.measures import run as run_measure
+from trainables.memory import explained
 from trainables.models.weights import WeightsError
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate, Row
@@ -109,7 +110,8 @@ class Trial(tune.Trainable):
         if self.unfit is not None:
             return self._nothing(*self.unfit)
         try:
-            return self._step()
+            with explained(self.recipe, len(self.replicates)):
+                return self._step()
         except KeepError as error:
             return self._nothing("unkept", str(error))
 
@@ -189,7 +191,8 @@ class Trial(tune.Trainable):
         self.history, self.remarks = [], []
         self._checkpointed = time.monotonic()
         try:
-            self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
+            with explained(recipe, len(job["seeds"])):
+                self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
         except (DataError, WeightsError) as error:
             self.unfit = "failed", str(error)
             return

@@ -1,8 +1,9 @@
-"""The verbs that read a study's folder or need none: report, export, toy."""
+"""The verbs that read a study's folder or need none: status, report, export, toy."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from study.cli.codes import OK
@@ -12,6 +13,12 @@ from study.store import StoreError
 
 def register(verbs: Any) -> None:
     """Add these verbs to the command."""
+    parser = verbs.add_parser("status", help="say how far a study's folder is, who runs it, and why a trial ended")
+    parser.add_argument("folder", help="the study's folder or URI")
+    parser.add_argument("--why", metavar="TRIAL", help="every decision on a trial or cell (id, or its beginning)")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(verb=status)
+
     parser = verbs.add_parser("report", help="draw the figures, tables and page of a study's folder")
     parser.add_argument("folder", help="the study's folder, e.g. results/digits_sensitivity, or a URI")
     parser.add_argument(
@@ -29,6 +36,20 @@ def register(verbs: Any) -> None:
     parser = verbs.add_parser("toy", help="draw the paper's two-dimensional example (section 3.1, figures 1 to 3)")
     parser.add_argument("--out", default="results/toy", help="where to write figures and tables (default: results/toy)")
     parser.set_defaults(verb=toy)
+
+
+def status(options: argparse.Namespace) -> int:
+    from study.status import explain, lines
+    from study.status import status as look
+
+    reader = open_study(options.folder)
+    if options.why is not None:
+        found = explain(reader, options.why)
+        print(json.dumps(found, indent=1) if options.json else "\n".join(found))
+        return OK
+    seen = look(reader)
+    print(seen.to_json() if options.json else "\n".join(lines(seen)))
+    return OK
 
 
 def report(options: argparse.Namespace) -> int:
