@@ -35,6 +35,8 @@ class Controller(TuneController):
     def __init__(self, *arguments: Any, failures: Failures, watch: Watch, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._failures, self._watch = failures, watch
+        # Every ten seconds, for a line that nobody reads, the loop would ask the head and hang where there is none.
+        self._resource_updater._refresh_period = float("inf")
         manager: Any = self._actor_manager
         task_failed = manager._actor_task_failed
 
@@ -98,16 +100,17 @@ class Controller(TuneController):
 
 
 @contextmanager
-def controlled(failures: Failures, watch: Watch) -> Iterator[None]:
-    """`Tuner.fit` in here runs a `Controller`; Ray has no other way to hand it one.
+def counted(failures: Failures) -> Iterator[None]:
+    """`Tuner.fit` in here runs a `Controller` on the connected cluster; Ray has no other way to hand it one.
 
     Raises:
         study.watch.ClusterLost: from `Tuner.fit`.
     """
     module: Any = sys.modules["ray.tune.tune"]
     usual = module.TuneController
-    module.TuneController = partial(Controller, failures=failures, watch=watch)
-    try:
-        yield
-    finally:
-        module.TuneController = usual
+    with Watch() as watch:
+        module.TuneController = partial(Controller, failures=failures, watch=watch)
+        try:
+            yield
+        finally:
+            module.TuneController = usual

@@ -64,7 +64,7 @@ _NOUNS = {
     "measures": "measurement",
     "planned": "planned replicate",
     "chosen": "chosen cell",
-    "runs": "record of a run",
+    "runs": "run record",
 }
 
 
@@ -109,8 +109,7 @@ def lines(merged: Merged) -> list[str]:
     """A merge for a terminal."""
     out = []
     for taken in merged.taken:
-        parts = [
-            count(n, _NOUNS[key]).replace("record of a runs", "records of runs")
+        parts = [count(n, _NOUNS[key]) for key, n in taken.counts().items() if n]
             for key, n in taken.counts().items()
             if n
         ]

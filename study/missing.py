@@ -265,7 +265,7 @@ class _Comparison:
         self._conflict(mine["cell"], mine["seed"], here, there + more)
 
     def _apart(self, missing: Mapping[Key, int]) -> set[str]:
-        """The cells that were trained to one epoch here and to another there: such seeds are no replicates of a cell."""
+        """The cells that were trained to one epoch here and another there: such seeds are no replicates of a cell."""
         mine: dict[str, set[int | None]] = {}
         theirs: dict[str, set[int | None]] = {}
         for key, (_, place) in self.mine.items():

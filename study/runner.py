@@ -30,6 +30,7 @@ from study.keeper import FolderKeeper
 from study.lock import Lease
 from study.measured import tags
 from study.plan import Plan, PlannedTrial
+from study.preflight import ClusterError
 from study.progress import Display, make_display
 from study.provenance import now, provenance
 from study.recorder import Recorder
@@ -71,7 +72,7 @@ def run_plan(
         display: where to show it; by default the terminal.
 
     Raises:
-        study.preflight.ClusterError: the cluster can never run such a trial.
+        study.preflight.ClusterError: the cluster can never run such a trial, or is gone.
         study.store.StoreError: the folder cannot be written.
     """
     resources = choose_resources(plan.study.resources, plan)
@@ -93,11 +94,17 @@ def run_plan(
     began = time.monotonic()
     broken: str | None = "ended by an error"
     try:
-        with tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch, recorder.display:
-            with counted(failures):
-                exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
+        with (
+            tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch,
+            recorder.display,
+            counted(failures),
+        ):
+            exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
         recording.close()
         broken = None
+    except ClusterError as error:
+        broken = str(error)
+        raise
     except Exception as error:
         if trouble.first is None:
             raise

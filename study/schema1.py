@@ -14,8 +14,8 @@ from study.store import StoreError, StudyFolder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: How the run begins whose records hold what the old files held. The rest is a hash of them: two folders that are merged
-#: later do not share a run.
+#: How the run begins whose records hold what the old files held. The rest is a hash of them: two folders that are
+#: merged later do not share a run.
 RUN = "schema-1-"
 
 _FILES = {"ends": "replicates.parquet", "decisions": "decisions.parquet", "history": "history.parquet"}

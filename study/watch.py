@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import ray
 
+from study.preflight import ClusterError
+
 #: Seconds between two looks, and that a port may take to answer.
 EVERY, ANSWER = 2.0, 5.0
 
@@ -28,7 +30,7 @@ RAYLET_GONE, HEAD_GONE = 6.0, 25.0
 LEAVE = 15.0
 
 
-class ClusterLost(Exception):
+class ClusterLost(ClusterError):
     """The cluster is gone in the middle of a run; one line."""
 
 
@@ -53,11 +55,11 @@ class _Port:
 
 
 class Watch:
-    """Watches the connected cluster for as long as it is entered: until Ray has been shut down, which may block too.
+    """Watches the connected cluster for as long as it is entered.
 
     Args:
-        leave: called in the watching thread, with the line that `check` raises, where the process has not left the
-            context `LEAVE` seconds after the loss. It has to end the process; by default it says the line and does.
+        leave: called in the watching thread, with the line that `check` raises, where the context has not been left
+            `LEAVE` seconds after the loss. It has to end the process; by default it says the line and does.
 
     Attributes:
         lost: the line, once something is gone.
@@ -94,8 +96,8 @@ class Watch:
             gone = next((port for port in self._ports if not port.look()), None)
             if gone:
                 self.lost = (
-                    f"the Ray cluster is gone: {gone.what} at {gone.host}:{gone.port} does not answer any more; what is "
-                    "finished is stored, and the same command goes on from there"
+                    f"the Ray cluster is gone: {gone.what} at {gone.host}:{gone.port} does not answer any more; "
+                    "what is finished is stored, and the same command goes on from there"
                 )
                 break
         if self.lost and not self._over.wait(LEAVE):
