@@ -15,6 +15,9 @@ BENCHMARKS = {
     "steps": "seconds and operations per optimiser step: ours beside davda54's loop (some ten minutes; quick: one)",
     "augmentation": "images augmented per second: ours beside torchvision on PIL images (a minute; quick: seconds)",
     "control_plane": "a study's wall time beside the training in it (some ten minutes; quick: three)",
+    "bookkeeping": "ten thousand trials' records: results a second, plan, status, resume; beside plain Ray Tune",
+    "soak": "a thousand tiny trials while workers and drivers are killed: time, memory, epochs lost",
+    "fault_matrix": "every fault in every phase of a study: what was lost (an hour; quick: minutes)",
 }
 
 

@@ -8,7 +8,7 @@ and a value that is not finite is stopped instead of passing every comparison.
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -79,7 +79,7 @@ class Asha:
             values = self._values[rung]
             cutoff = _quantile(values, 1 - 1 / self.reduction_factor)
             finite = math.isfinite(value)
-            better = sum(v > value for v in values) if finite else len(values)
+            better = len(values) - bisect_right(values, value) if finite else len(values)
             return Decision(
                 cell=cell,
                 rung=rung,

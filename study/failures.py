@@ -68,7 +68,11 @@ class Unexpected(RayActorError):
 def classify(error: Exception) -> Failure:
     """What an exception that Ray delivers says about the trial's worker."""
     if isinstance(error, Unexpected):
-        return classify(error.original)
+        original = error.original
+        if isinstance(original, RayError):
+            return classify(original)
+        name = _short(f"{type(original).__name__}: {original}")
+        return Failure("error", f"it raised an exception that cannot be read outside its process ({name})")
     text = str(error)
     if isinstance(error, RayTaskError):
         return _raised(type(error.cause).__name__, str(error.cause))

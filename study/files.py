@@ -4,19 +4,24 @@ A local file is written beside its name, forced to the disk and renamed, so that
 new one, also after a power cut. An object appears when its upload is complete. Faults that pass by themselves (a server
 that answers 500, a time-out, a stale NFS handle) are waited out; those that do not (a full or read-only disk, a refused
 key) end in a StoreError at once.
+
+SHARPNESS_STUDY_STORE_PATIENCE sets the seconds for which they are waited out.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import posixpath
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +30,21 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from pyarrow import fs
 
-#: Seconds for which a store that does not answer is tried again before the run stops.
-PATIENCE = float(os.environ.get("SHARPNESS_STUDY_STORE_PATIENCE", "120"))
+VARIABLE = "SHARPNESS_STUDY_STORE_PATIENCE"
+
+#: Seconds for which a store that does not answer is tried again before the run stops; the environment's, if it has any.
+PATIENCE: float | None = None
+DEFAULT_PATIENCE = 120.0
 
 #: Seconds before the first further try (doubled each time), the longest pause, and when a person is told.
 FIRST_PAUSE, LONGEST_PAUSE, TOLD_AFTER = 0.25, 15.0, 1.0
+
+#: Of each request to an object store: seconds without a sign of the server, seconds to reach it, and tries of the
+#: client's own, a second or so apart, so that a lost part does not cost its whole upload.
+ANSWER_WITHIN, REACH_WITHIN, TRIES = 10.0, 5.0, 2
+
+#: Times that a folder is listed again because one below it has gone meanwhile.
+_LISTINGS = 100
 
 #: What a file is called until it is whole.
 TEMPORARY = ".tmp"
@@ -39,10 +54,11 @@ _PASSING = {
     errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ECONNRESET, errno.EREMOTEIO,
 }  # fmt: skip
 
-#: What no further try changes, in the words of object stores.
+#: What no further try changes, in the words of object stores. Of the HTTP statuses: wrong region or address, a request
+#: that is refused, and 507, S3's full disk. Of curl's codes: an address that is none and certificates that do not fit.
 _REFUSED = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
-    r"|EXPIRED_TOKEN|HTTP (response code|status) (401|403|404)"
+    r"|EXPIRED_TOKEN|HTTP (?:response code|status) (?:3\d\d|4(?!08|09|25|29)\d\d|501|507)|curlCode: (?:1|3|60|77),"
 )
 
 T = TypeVar("T")
@@ -67,16 +83,20 @@ class Files:
         uri: a local path, or a URI that pyarrow knows (`s3://bucket/prefix/name`).
 
     Raises:
-        StoreError: the address would be misread, or holds credentials.
+        StoreError: the address would be misread, or holds credentials; the environment's patience is no number.
     """
 
     def __init__(self, uri: str) -> None:
-        uri = uri.removeprefix("file://")
+        if uri.startswith("file://"):
+            uri = uri.removeprefix("file://").removeprefix("localhost")
+            if not uri.startswith("/"):
+                raise StoreError(f"file://{uri}: not a path; a local storage is file:///path or just the path")
         if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/*([^/]|$)", uri) and not re.match(r"^[^:]+://[^/]", uri):
             raise StoreError(f"{uri}: not a path; a remote storage is scheme://bucket/prefix")
         if "://" in uri and "@" in uri.partition("://")[2].partition("/")[0]:
             # It would be printed, recorded and put into reports.
             raise StoreError("storage: leave credentials out of the address; give them by environment or profile")
+        patience()
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
 
     def __getstate__(self) -> dict[str, str]:
@@ -90,12 +110,20 @@ class Files:
     def _place(self) -> tuple[fs.FileSystem, str]:
         from pyarrow import fs
 
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
         try:
-            if self.is_local:
-                return fs.LocalFileSystem(), self.uri
-            return fs.FileSystem.from_uri(self.uri)
+            # Without a region in its address S3 is asked for it.
+            system, root = _patiently(f"reach {self.uri}", lambda: fs.FileSystem.from_uri(self.uri))
+            # What pyarrow takes in a URI only would be lost.
+            if isinstance(system, fs.S3FileSystem) and "tls_verify_certificates=" not in self.uri:
+                system = _with_timeouts(system)
+            return system, root
+        except StoreError:
+            raise
         except Exception as error:
-            raise StoreError(f"{self.uri}: not a storage that can be reached ({error})") from None
+            reason = " ".join(str(error).split())
+            raise StoreError(f"{self.uri}: not a storage that can be reached ({reason})") from None
 
     def path(self, *parts: str) -> str:
         """Where a file lies, as its filesystem names it."""
@@ -113,20 +141,16 @@ class Files:
 
     def read(self, *parts: str) -> bytes | None:
         """The file's bytes, or None if there is no such file."""
-        from pyarrow import fs
+        target = self.path(*parts)
+        get = self._get_local if self.is_local else self._get_object
 
-        system, target = self._place[0], self.path(*parts)
-
-        def get() -> bytes | None:
+        def found() -> bytes | None:
             try:
-                if system.get_file_info(target).type != fs.FileType.File:
-                    return None
-                with system.open_input_stream(target) as source:
-                    return bytes(source.read())
-            except FileNotFoundError:
+                return get(target)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
-        return _patiently(f"read {target}", get)
+        return _patiently(f"read {target}", found)
 
     def names(self, *parts: str) -> list[str]:
         """Sorted names in a folder; empty if there is none."""
@@ -158,7 +182,7 @@ class Files:
                     self.delete(*parts, name)
 
     def check_writable(self) -> None:
-        """Raise StoreError if a file cannot be written here; leaves nothing behind that was not there."""
+        """Raise StoreError if a file cannot be written here. Leaves no file behind that was not there."""
         if not self.is_local:
             self.write(b"", ".writable")
             self.delete(".writable")
@@ -181,17 +205,48 @@ class Files:
 
         target = self.path(*parts)
         selector = fs.FileSelector(target, allow_not_found=True, recursive=recursive)
-        found = _patiently(f"list {target}", lambda: self._place[0].get_file_info(selector))
-        return ((info.path, info) for info in found)
+        system = self._place[0]
+
+        def look() -> list[fs.FileInfo]:
+            for _ in range(_LISTINGS):
+                with suppress(FileNotFoundError):
+                    return list(system.get_file_info(selector))
+            raise OSError(errno.EBUSY, "it changes faster than it can be listed")
+
+        return ((info.path, info) for info in _patiently(f"list {target}", look))
+
+    def _get_local(self, target: str) -> bytes:
+        return Path(target).read_bytes()
+
+    def _get_object(self, target: str) -> bytes:
+        # Without the compression that pyarrow guesses from the name.
+        with self._place[0].open_input_file(target) as source:
+            size, data = source.size(), bytes(source.read())
+        if len(data) != size:
+            raise OSError(f"{len(data)} bytes came of {size}")
+        return data
 
     def _put_object(self, data: bytes, target: str) -> None:
-        with self._place[0].open_output_stream(target) as out:
+        def put() -> None:
+            out = self._place[0].open_output_stream(target, compression=None)
             out.write(data)
+            out.close()
+
+        # A stream can only be closed: one that an exception has left in the middle would put what it holds so far into
+        # the object's place. The exceptions of signals (Ctrl-C, a worker's SIGTERM) come to the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            with ThreadPoolExecutor(1) as other:
+                other.submit(put).result()
+        else:
+            put()
 
     def _put_local(self, data: bytes, target: str) -> None:
         folder = posixpath.dirname(target)
         made = absent(folder)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, f"{error.filename} is a file") from None
         temporary = f"{target}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         try:
             with open(temporary, "wb") as out:
@@ -226,27 +281,73 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
+def patience() -> float:
+    """Seconds for which a fault that may pass is waited out.
+
+    Raises:
+        StoreError: the environment says something that is no number of seconds.
+    """
+    if PATIENCE is not None:
+        return PATIENCE
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text) if text else DEFAULT_PATIENCE
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise StoreError(f"{VARIABLE}: {text!r} is not a number of seconds")
+    return seconds
+
+
+def _with_timeouts(system: fs.S3FileSystem) -> fs.S3FileSystem:
+    """The same store, from which a call comes back in bearable time.
+
+    What a URI gives tries 31 times: 6 seconds for a server that fails, and some minutes for one that is silent, before
+    anybody can be told (pyarrow 26).
+    """
+    from pyarrow import fs
+
+    make, (settings,) = system.__reduce__()
+    return make(
+        {
+            **settings,
+            # Not longer than the patience of the impatient, down to a second.
+            "request_timeout": min(ANSWER_WITHIN, max(1.0, patience())),
+            "connect_timeout": min(REACH_WITHIN, max(1.0, patience())),
+            "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+            # Small files in one request instead of three.
+            "allow_delayed_open": True,
+            # Without it a part that fails is forgotten when the stream is closed, and a piece becomes the object.
+            "background_writes": True,
+        }
+    )
+
+
 def _patiently(what: str, act: Callable[[], T]) -> T:
     """Do it, again while the fault may pass and the patience lasts.
 
     Raises:
         StoreError: `cannot WHAT: REASON`.
     """
-    began, pause, told = time.monotonic(), FIRST_PAUSE, False
+    began, pause, told, bearable = time.monotonic(), FIRST_PAUSE, False, patience()
     while True:
         try:
-            return act()
+            done = act()
         except OSError as error:
             waited = time.monotonic() - began
-            if not _may_pass(error) or waited + pause > PATIENCE:
+            if not _may_pass(error) or waited >= bearable:
                 tried = f" (tried for {waited:.0f} s)" if waited >= 1 else ""
                 raise StoreError(f"cannot {what}: {in_a_line(error)}{tried}") from error
             if not told and waited >= TOLD_AFTER:
                 told = True
-                _log.warning("cannot %s: %s; trying again for %.0f s", what, in_a_line(error), PATIENCE)
-            # Many workers that met one fault do not come back at one moment.
-            time.sleep(pause * random.uniform(0.5, 1.0))
+                _log.warning("cannot %s: %s; trying again for %.0f s", what, in_a_line(error), bearable)
+            # Many workers that met one fault do not come back at one moment. The last try is when the patience ends.
+            time.sleep(min(pause * random.uniform(0.5, 1.0), bearable - waited))
             pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            if told:
+                _log.warning("the store answers again after %.0f s", time.monotonic() - began)
+            return done
 
 
 def _may_pass(error: OSError) -> bool:
@@ -258,4 +359,6 @@ def _may_pass(error: OSError) -> bool:
 
 def in_a_line(error: OSError) -> str:
     """What an error says, in one line of bearable length."""
-    return " ".join((error.strerror or str(error)).split())[:300]
+    text = " ".join((error.strerror or str(error)).split())
+    # Which file it was is said already.
+    return re.sub(r"^When .*?: (?=AWS Error)", "", text)[:300]

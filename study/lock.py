@@ -305,6 +305,8 @@ class Claim:
             entry = self._entry(name)
             if entry is not None and entry.content[1] is not None:
                 return entry
+            # It has changed since it was listed.
+            self._pause()
 
     # To take
 

@@ -99,6 +99,8 @@ def merge(into: StudyFolder, others: Sequence[StudyFolder], out: StudyFolder | N
     run = new_run_id()
     done = []
     with hold(target, run) as lease:
+        # What an earlier merge that was killed has left half written.
+        target.tidy()
         for source in sources:
             done.append(_take(target, source, run, lease))
             run = new_run_id()
@@ -110,9 +112,6 @@ def lines(merged: Merged) -> list[str]:
     out = []
     for taken in merged.taken:
         parts = [count(n, _NOUNS[key]) for key, n in taken.counts().items() if n]
-            for key, n in taken.counts().items()
-            if n
-        ]
         out.append(f"from {taken.source} into {merged.folder}: {', '.join(parts) or 'nothing, it is all there'}")
         out += [f"  {remark}" for remark in taken.remarks[:_MOST_LINES]]
         if taken.conflicts:

@@ -318,29 +318,21 @@ class _Comparison:
         # One whose end is left out counts as begun: what it has trained is not lost.
         over &= {rows[place]["trial"] for place in taken} | ended_here
         progress = self.there.folder.unfinished(over, ["cell", "seed"])
-        seeds: dict[str, set[int]] = {}
-        cells: dict[str, str] = {}
-        for row in progress.group_by(["trial", "cell", "seed"]).aggregate([]).to_pylist() if len(progress) else ():
-            seeds.setdefault(row["trial"], set()).add(row["seed"])
-            cells[row["trial"]] = row["cell"]
-        for trial, kind in self.there.kept:
-            if kind == "checkpoints" and trial not in over:
-                seeds.setdefault(trial, set())
-        ended = {key[:2] for key, (_, place) in self.mine.items() if self._stands(key, self.here.ends[place])}
-        ended |= {
-            key[:2] for key, (_, place) in self.theirs.items() if place in taken and self._stands(key, rows[place])
+        each = progress.group_by(["trial", "cell", "seed"]).aggregate([]).to_pylist() if len(progress) else []
+        seeds: dict[str, set[tuple[str, int]]] = {
+            trial: set() for trial, kind in self.there.kept if kind == "checkpoints" and trial not in over
         }
+        for row in [*each, *(row for row in rows if row["trial"] not in over)]:
+            seeds.setdefault(row["trial"], set()).add((row["cell"], row["seed"]))
+        ended = {key[:2] for key, (_, place) in self.mine.items() if _stands(key, self.here.ends[place])}
+        ended |= {key[:2] for key, (_, place) in self.theirs.items() if place in taken and _stands(key, rows[place])}
         return {
-            trial: own
+            trial: {seed for _, seed in own}
             for trial, own in seeds.items()
             if trial not in ended_here
-            and not any((cells.get(trial), seed) in ended for seed in own)
+            and not own & ended
             and self.here.names(trial, "checkpoints").items() <= self.there.names(trial, "checkpoints").items()
         }
-
-    @staticmethod
-    def _stands(key: Key, row: Row) -> bool:
-        return key[2] is None and row["status"] in ENDED
 
     def _files(self, whole: Iterable[str], partly: Iterable[str]) -> list[File]:
         """What is missing of the files of trials that have ended."""
@@ -401,6 +393,11 @@ class _Comparison:
 
     def _conflict(self, cell: str, seed: int | None, here: str, there: str) -> None:
         self.conflicts.append(Conflict(cell, seed, here, there, self.there.folder.uri))
+
+
+def _stands(key: Key, row: Row) -> bool:
+    """Whether an end is one under the study's scheduler."""
+    return key[2] is None and row["status"] in ENDED
 
 
 def _others(rows: Sequence[dict[str, Any]], known: Iterable[Row], by: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 from study.measured import tags
+from study.records import from_parquet
 from study.settings import Scheduler
 from study.store import StoreError, StudyFolder
 
@@ -119,12 +119,9 @@ class StudyReader:
         data = self.folder.read("plan.parquet")
         if data is None:
             raise StoreError(f"{self.folder.path('plan.parquet')} is missing")
-        try:
-            plan = pd.read_parquet(io.BytesIO(data))
-            # A search that has not chosen a cell yet.
-            return plan if len(plan.columns) else pd.DataFrame(columns=["cell", "arm", "seed"])
-        except Exception as error:
-            raise StoreError(f"{self.folder.path('plan.parquet')} is damaged ({error})") from None
+        plan: pd.DataFrame = from_parquet(data, self.folder.path("plan.parquet")).to_pandas()
+        # A search that has not chosen a cell yet.
+        return plan if len(plan.columns) else pd.DataFrame(columns=["cell", "arm", "seed"])
 
     def _progress(self, ended: set[str]) -> dict[tuple[str, int], tuple[int, str]]:
         """(cell, seed) -> (epoch, trial) of the trials that have epochs and no end."""

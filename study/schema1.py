@@ -29,7 +29,7 @@ def old_spec(folder: StudyFolder) -> dict[str, Any] | None:
     Raises:
         StoreError: its study.json is damaged.
     """
-    content = folder.json("study.json")
+    content = folder.json("study.json", sealed=False)
     if not isinstance(content, dict) or content.get("schema") != 1:
         return None
     if not isinstance(content.get("study"), dict):
@@ -51,6 +51,11 @@ def take_over(folder: StudyFolder) -> None:
         _record(folder, {kind: _table(folder, file, files) for kind, file in _FILES.items()})
         # What keeps its place has no digest yet.
         _seal(folder, "plan.parquet")
+        for name in folder.names("runs"):
+            if name.endswith(".json"):
+                folder.save_run(name.removesuffix(".json"), folder.json("runs", name, sealed=False))
+        if (chosen := folder.json("chosen.json", sealed=False)) is not None:
+            folder.save_chosen(chosen["cells"] if isinstance(chosen, dict) else chosen)
         measures = [(trial, name) for trial, names in files.items() for name in names if _MEASURE.match(name)]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda at: _seal(folder, "trials", at[0], at[1]), measures))

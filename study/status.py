@@ -19,10 +19,12 @@ from study.lock import Holder, holder
 from study.reader import StudyReader
 from study.store import ENDED, StoreError
 from study.words import count, duration
-from trainables.recipe import digest
+from trainables.recipe import EXECUTION, digest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from analysis.layout import Layout
 
 #: Runs that are shown, trials in training and reasons that are printed; the JSON has all of these two.
 LAST_RUNS, MOST_LINES = 3, 10
@@ -64,7 +66,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Run:
-    """One run; `state` is running, ended, interrupted (politely, or by its store) or cut off (killed)."""
+    """One run, or a merge; `state` is running, ended, interrupted (politely, or by its store) or cut off (killed)."""
 
     run: str
     state: str
@@ -298,14 +300,23 @@ def _driver(held: Holder) -> Driver:
     return Driver(str(held), held.state, held.run, held.where, held.pid, since, seen)
 
 
+def _layout(spec: Mapping[str, Any], table: pd.DataFrame) -> Layout:
+    """What the study varies."""
+    from analysis.layout import layout
+    from analysis.search import search_axes
+
+    axes = [*(spec.get("grid") or {}), *search_axes(spec)] if "grid" in spec or spec.get("search") else None
+    return layout(table, axes, search=bool(spec.get("search")))
+
+
 def _names(spec: Mapping[str, Any], table: pd.DataFrame) -> dict[str, str]:
     """Each cell as a person calls it: its arm and the settings that the study varies."""
-    from analysis.tables import varied
     from analysis.words import cell_name
 
-    fields = varied(table)
     if table.empty:
         return {}
+    # Where a cell is trained is none of its settings.
+    fields = [name for name in _layout(spec, table).factors if name not in EXECUTION]
     columns = ["cell", "arm", *fields]
     rows = zip(*(table[column] for column in columns), strict=True)
     return {str(row[0]): cell_name(dict(zip(columns, row, strict=True)), fields) for row in rows}
@@ -369,18 +380,14 @@ def _run(record: Mapping[str, Any], held: Holder | None, now: datetime) -> Run:
     if seconds is None and started is not None and state != "cut off":
         until = now if ended is None else datetime.fromisoformat(ended)
         seconds = round((until - datetime.fromisoformat(started)).total_seconds(), 3)
-    return Run(run, state, started, ended, seconds, dict(record.get("trials") or {}), record.get("reason"))
+    reason = record.get("reason") or (f"merged from {record['merge']['from']}" if record.get("merge") else None)
+    return Run(run, state, started, ended, seconds, dict(record.get("trials") or {}), reason)
 
 
 def _best(spec: Mapping[str, Any], table: pd.DataFrame, named: Mapping[str, str]) -> Best | None:
-    from analysis.layout import layout
-    from analysis.search import search_axes
     from analysis.tables import best_cell
 
-    if table.empty:
-        return None
-    axes = [*(spec.get("grid") or {}), *search_axes(spec)] if "grid" in spec or spec.get("search") else None
-    if layout(table, axes, search=bool(spec.get("search"))).conditions:
+    if table.empty or _layout(spec, table).conditions:
         return None
     row = best_cell(table)
     if row is None:

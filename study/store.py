@@ -35,6 +35,9 @@ __all__ = ["ENDED", "SCHEMA", "StoreError", "StudyFolder", "child", "standing"]
 #: Raised when the layout changes in a way that an older reader would misread. 1 had small files for each trial.
 SCHEMA = 2
 
+#: Where a JSON file has the digest of the rest of it.
+_DIGEST = "sha256"
+
 _MAGIC = b"sharpness-study checkpoint 1\n"
 
 _OWN = {
@@ -89,12 +92,12 @@ class StudyFolder(Files):
 
     def save_chosen(self, rows: list[dict[str, Any]]) -> None:
         """Write what a search has drawn so far: `cell`, `arm` and the `values` of its axes, in its order."""
-        self.write(_json(rows), "chosen.json")
+        self.write(_json({"cells": rows}), "chosen.json")
 
     def chosen(self) -> list[dict[str, Any]]:
         """What searches in this folder have drawn, also from spaces that they have no longer."""
         content = self.json("chosen.json")
-        return [] if content is None else list(content)
+        return [] if content is None else list(content["cells"])
 
     def spec(self) -> dict[str, Any] | None:
         """The study as it was frozen, or None in a folder without one.
@@ -102,20 +105,16 @@ class StudyFolder(Files):
         Raises:
             StoreError: the folder belongs to a newer version, or its study.json is damaged.
         """
-        content = self.json("study.json")
+        content = self.json("study.json", sealed=False)
         if content is None:
             return None
-        try:
-            schema, spec = content["schema"], dict(content["study"])
-        except (KeyError, TypeError, ValueError):
-            raise StoreError(f"{self.path('study.json')} is damaged") from None
-        if schema == 1:
-            raise StoreError(
-                f"{self.uri} was made by an older version (schema 1); running its study file takes it over"
-            )
-        if schema != SCHEMA:
-            raise StoreError(f"{self.uri} has schema {schema}; this version reads schema {SCHEMA}")
-        return spec
+        if not isinstance(content, dict) or "schema" not in content:
+            raise StoreError(f"{self.path('study.json')} is damaged")
+        if content["schema"] == 1:
+            raise StoreError(f"{self.uri} has the older schema 1; `study run` with its study file takes it over")
+        if content["schema"] != SCHEMA:
+            raise StoreError(f"{self.uri} has schema {content['schema']}; this version reads schema {SCHEMA}")
+        return dict(self.json("study.json")["study"])
 
     def foreign(self) -> bool:
         """Whether the folder holds somebody else's files and no study (one cut short while it was made is ours)."""
@@ -133,13 +132,27 @@ class StudyFolder(Files):
         found = [self.json("runs", name) for name in self.names("runs") if name.endswith(".json")]
         return sorted((record for record in found if record), key=lambda r: r.get("started", ""))
 
-    def json(self, *parts: str) -> Any:
-        """A JSON file's content, or None if there is no such file."""
+    def json(self, *parts: str, sealed: bool = True) -> Any:
+        """A JSON file's content, or None if there is no such file.
+
+        Args:
+            parts: where it is.
+            sealed: False where an older version may have written it, without a digest.
+
+        Raises:
+            StoreError: it is damaged.
+        """
         data = self.read(*parts)
+        if data is None:
+            return None
         try:
-            return None if data is None else json.loads(data)
+            content = json.loads(data)
+            digest = content.pop(_DIGEST, None) if isinstance(content, dict) else None
         except ValueError:
-            raise StoreError(f"{self.path(*parts)} is damaged") from None
+            content, digest = None, ""
+        if digest != _digest(content) and (sealed or digest is not None):
+            raise StoreError(f"{self.path(*parts)} is damaged; put its copy back, or delete it if there is none")
+        return content
 
     # Records
 
@@ -287,5 +300,10 @@ class StudyFolder(Files):
         return [n for n in self.names("trials", trial, "checkpoints") if n.endswith(".pt")]
 
 
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
+def _json(content: Mapping[str, Any]) -> bytes:
+    """With a digest of the rest, since a flipped digit is JSON too."""
+    return (json.dumps({**content, _DIGEST: _digest(content)}, indent=1) + "\n").encode()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -88,7 +88,7 @@ def _what(recipe: Recipe, seeds: int, error: BaseException) -> str:
     if seeds > 1:
         parts.append(f"{seeds} seeds in one trial")
     if wanted := re.search(r"tried to allocate ([\d.]+) ?(\w+)", str(error), re.IGNORECASE):
-        size = f"{int(wanted[1]) / _GIB:.2f} GiB" if wanted[2] == "bytes" else f"{wanted[1]} {wanted[2]}"
+        size = f"{int(wanted[1]) / 2**20:,.1f} MiB" if wanted[2] == "bytes" else f"{wanted[1]} {wanted[2]}"
         parts.append(f"{size} more wanted")
     return ", ".join(parts)
 

@@ -61,12 +61,12 @@ class Trial(tune.Trainable):
     complete already and only lacks measures: it trains nothing.
 
     One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, in `rows`
-    every epoch's row that this worker has not reported yet (the first report after a restore has the earlier ones too:
-    whoever was told of them may be gone), the `step_seconds` that all of them trained, `remarks` for a person, and in
-    its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere else, and a line in
-    `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a `trained` job's),
-    `failed` with its `reason`: data or weights that no second try would mend, or `unkept` with its `reason`: a keeper
-    that cannot keep.
+    every epoch's row that this worker has not reported yet (the first report after a restore is of the epochs that the
+    checkpoint holds, and trains none: whoever was told of them may be gone), the `step_seconds` that all of them
+    trained, `remarks` for a person, and in its last one `outcome`: `complete` (with the test accuracy, measured here
+    and nowhere else, and a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`,
+    `measured` (a `trained` job's), `failed` with its `reason`: data or weights that no second try would mend, or
+    `unkept` with its `reason`: a keeper that cannot keep.
     """
 
     def setup(
@@ -132,7 +132,10 @@ class Trial(tune.Trainable):
 
     def _step(self) -> dict[str, Any]:
         before = sum(replicate.train_seconds for replicate in self.replicates)
-        if self.epoch < self.target:
+        if self._reported < len(self.history):
+            # Where it goes on from may be news to whoever decides on it, and may be its end: before another epoch.
+            pass
+        elif self.epoch < self.target:
             # Until every seed has it, there is nothing that a checkpoint could hold.
             self._whole = False
             self.rows = [replicate.train_epoch() for replicate in self.replicates]
@@ -237,7 +240,7 @@ class Trial(tune.Trainable):
             due = self.epoch % self.checkpoint_every == 0
         else:
             due = time.monotonic() - self._checkpointed >= self.checkpoint_seconds
-        if due or (last and self.epoch > self._kept) or (last and not self.epoch):
+        if (due or last) and (self.epoch > self._kept or not self.epoch):
             self._save()
 
     def _save(self) -> None:

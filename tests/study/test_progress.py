@@ -6,9 +6,9 @@ from rich.console import Console
 from study.board import Board
 from study.plan import make_plan
 from study.progress import render, summary
-from study.words import duration
 from study.spec import Study
 from study.store import StudyFolder
+from study.words import duration
 
 CONTENT = {
     "name": "shown",

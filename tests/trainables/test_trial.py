@@ -176,7 +176,9 @@ def test_step_seconds_are_of_this_process_and_this_step():
     total = sum(row["train_seconds"] for row in second["replicates"])
     assert first["step_seconds"] > 0
     assert first["step_seconds"] + second["step_seconds"] == pytest.approx(total)
-    resumed = start(keeper, job()).step()
+    again = start(keeper, job())
+    restored, resumed = again.step(), again.step()
+    assert (restored["epoch"], restored["step_seconds"]) == (2, 0)
     assert resumed["epoch"] == 3
     assert 0 < resumed["step_seconds"] < sum(row["train_seconds"] for row in resumed["replicates"])
 

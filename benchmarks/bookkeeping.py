@@ -1,0 +1,269 @@
+"""What the records of a large study cost, beside Ray Tune with the loggers that it brings.
+
+Three questions. How many results a second does the driver's own code take, everything recorded, with no cluster that
+could be its limit (`without_ray`)? How long do `plan`, `status` and a resumed run take on the folder that this made, of
+ten thousand trials with two million epochs, and how much memory? And under a real Ray, with trials that do nothing, how
+many results a second pass through ours and through plain Tune (`still`, `plain_tune`)?
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import made_up
+from benchmarks.measure import Summary, ratio
+from benchmarks.processes import Ended, fresh, study
+from benchmarks.record import Result, usable_cpus
+from study.store import StudyFolder
+
+GIB, MIB = 2**30, 2**20
+
+#: What issue 4 asks of the large folder: results a second, GiB of a process, and seconds that are still "seconds".
+GOALS = {"results a second": 500, "GiB of plan, status and resume": 1, "seconds of plan, status and resume": 10}
+
+#: The ways of asking a folder that are compared, as the rows of the result name them.
+ASKED = ("plan", "status", "status --why", "resume, to Ray's first trial")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        cells: of the large study, one seed each.
+        epochs: of each of its trials.
+        at_once: trials that go on at a time while it is made.
+        trials: of each experiment under a real Ray.
+        reports: of each of those trials.
+        finished: trials of the experiment that is asked again when it is finished.
+        finished_reports: of each of those.
+        rounds: of everything but the making of the large study and of the finished experiment.
+    """
+
+    cells: int
+    epochs: int
+    at_once: int
+    trials: int
+    reports: int
+    finished: int
+    finished_reports: int
+    rounds: int
+
+
+#: 10,000 cells go to their end; one in 101 has a bad value and is stopped.
+FULL = Scale(10_100, 200, 64, trials=100, reports=100, finished=500, finished_reports=20, rounds=3)
+QUICK = Scale(303, 20, 16, trials=8, reports=25, finished=12, finished_reports=5, rounds=1)
+
+
+def run(quick: bool) -> Result:
+    """Make the folders in a temporary one and measure; everything timed is in processes of its own."""
+    return measure(QUICK if quick else FULL)
+
+
+def measure(scale: Scale) -> Result:
+    """Measure at a scale.
+
+    Raises:
+        RuntimeError: something did not end as it has to.
+    """
+    template, _ = fresh("benchmarks.made_up", "template")
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        large = _large(Path(scratch), scale, template)
+        under = _under_ray(Path(scratch), scale, template)
+        finished = _finished(Path(scratch), scale, template)
+    return Result(
+        settings={**asdict(scale), "cores": usable_cpus(), "goals": GOALS, "study": {**made_up.RECIPE, "seeds": [0]}},
+        ratios={**large.ratios, **under.ratios, **finished.ratios},
+        samples={**large.samples, **under.samples, **finished.samples},
+        counts={**large.counts, **under.counts, **finished.counts},
+        notes=(
+            "Large: made by `study run` with made-up results in place of Ray; the product plans, locks, decides "
+            "(ASHA), records and merges. Results a second count every wall second in that code, waits for the disk and "
+            "the merging at the end included; made-up numbers and the workers' checkpoints are outside.",
+            "Tune's loggers alone: CSV, JSON and TensorBoard callbacks, handed results of the same columns one by one, "
+            "without a cluster. They flush each line and force none of it to the disk; ours forces every file.",
+            "Memory is the process's own highest (VmHWM), without Ray's processes. Of a driver's, torch and Ray are "
+            "most. `Resume, to Ray's first trial` has one trial missing and ends where Ray would get it: planning, the "
+            "lock and every import, without the start of Ray.",
+            "Under Ray: trials that do nothing, as many at a time as there are cores; between the first and the last "
+            "result, the change from trial to trial on warm workers included. Ours writes each trial's last checkpoint "
+            "besides; plain Tune writes none.",
+            "A finished one asked again: ours is the whole command `study run`, Tune's is Tuner.restore and fit, in a "
+            "process that has imported Ray and connected already.",
+        ),
+    )
+
+
+# The large study
+
+
+def _large(scratch: Path, scale: Scale, template: list[Any]) -> Result:
+    storage = str(scratch / "large")
+    file = _study_file(scratch, "large", scale.cells, scale.epochs, asha=True)
+    given = {"file": file, "storage": storage, "template": template, "at_once": scale.at_once, "leave": 1}
+    driven, driver = fresh("benchmarks.without_ray", "drive", **given, checkpoints=True, called=time.time())
+    logged, _ = fresh(
+        "benchmarks.plain_tune",
+        "log_alone",
+        trials=min(scale.at_once, scale.cells),
+        epochs=scale.epochs,
+        at_once=scale.at_once,
+        storage=str(scratch / "logged"),
+        template=template,
+    )
+    folder = StudyFolder(f"{storage}/large")
+    counts = _counted(folder, driven)
+    stopped = next(row["trial"] for row in folder.rows("ends", ["trial", "status"]) if row["status"] == "stopped")
+    seconds: dict[str, list[float]] = {name: [] for name in (*ASKED, "history, read", "nothing is missing")}
+    peaks: dict[str, list[float]] = {name: [] for name in (*seconds, "report's reading")}
+    del peaks["history, read"]
+
+    def take(name: str, ended: Ended, took: float | None = None) -> None:
+        seconds[name].append(ended.seconds if took is None else took)
+        peaks["report's reading" if name == "history, read" else name].append(ended.peak / GIB)
+
+    for _ in range(scale.rounds):
+        take("plan", study("plan", file, "--storage", storage))
+        take("status", study("status", folder.uri))
+        take("status --why", study("status", folder.uri, "--why", stopped))
+        resumed, ended = fresh("benchmarks.without_ray", "drive", **given, checkpoints=False, called=time.time())
+        take("resume, to Ray's first trial", ended, resumed["reached"])
+        read, ended = fresh("benchmarks.bookkeeping", "read_history", uri=folder.uri)
+        take("history, read", ended, read["seconds"])
+    last = study("run", file, "--storage", storage, "--cpus", "1", "--no-report")
+    if not last.printed.rstrip().splitlines()[-1].startswith("1 trial "):
+        raise RuntimeError(f"the resumed run did not train the one trial that was missing: {last.printed[-500:]}")
+    for _ in range(scale.rounds):
+        take("nothing is missing", study("run", file, "--storage", storage, "--no-report"))
+    ours = driven["results"] / (driven["handling"] + driven["closing"])
+    peer = logged["results"] / logged["seconds"]
+    name = "large: results a second"
+    return Result(
+        settings={},
+        ratios={
+            f"{name}, no cluster: ours / Tune's loggers alone": ratio([ours], [peer]),
+            f"{name}: ours / the goal": ratio([ours], [GOALS["results a second"]]),
+        },
+        samples={
+            f"{name}, no cluster: ours": Summary.of([ours], "results/s"),
+            f"{name} of the driver's CPU: ours": Summary.of([driven["results"] / driven["cpu"]], "results/s"),
+            f"{name}, no cluster: Tune's loggers alone": Summary.of([peer], "results/s"),
+            f"{name} of the CPU: Tune's loggers alone": Summary.of([logged["results"] / logged["cpu"]], "results/s"),
+            "large: slowest result (ours)": Summary.of([driven["slowest"]]),
+            "large: driver's memory while it records": Summary.of([driver.peak / GIB], "GiB"),
+            **{f"large: {name}": Summary.of(values) for name, values in seconds.items()},
+            "large: resume with Ray, one trial trained": Summary.of([last.seconds]),
+            **{f"large: memory of {name}": Summary.of(values, "GiB") for name, values in peaks.items()},
+            "large: memory of resume with Ray": Summary.of([last.peak / GIB], "GiB"),
+        },
+        counts={f"large: {name}": value for name, value in counts.items()},
+    )
+
+
+def _counted(folder: StudyFolder, driven: dict[str, Any]) -> dict[str, int]:
+    files = folder.walk()
+    records = [size for path, size in files.items() if path.startswith("records/")]
+    return {
+        "results": driven["results"],
+        "decisions": folder.table("decisions", ["sequence"]).num_rows,
+        "ends": folder.table("ends", ["seed"]).num_rows,
+        "rows of history": folder.table("history", ["epoch"]).num_rows,
+        "files of records": len(records),
+        "MiB of records": sum(records) // MIB,
+        "files of trials (a checkpoint each)": sum(path.startswith("trials/") for path in files),
+        "files": len(files),
+    }
+
+
+def read_history(uri: str) -> dict[str, float]:
+    """What a report reads of a study: `rows` of history, and the wall `seconds` until they are a frame."""
+    from study.reader import open_study
+
+    began = time.perf_counter()
+    rows = len(open_study(uri).history())
+    return {"rows": rows, "seconds": time.perf_counter() - began}
+
+
+# Under a real Ray
+
+
+def _under_ray(scratch: Path, scale: Scale, template: list[Any]) -> Result:
+    file = _study_file(scratch, "still", scale.trials, scale.reports)
+    cpus = usable_cpus()
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "Tune with loggers": [], "Tune without": []}
+    for i in range(scale.rounds):
+        storage = str(scratch / f"under-{i}")
+        ours, _ = fresh("benchmarks.still", "run", file=file, storage=storage, cpus=cpus, template=template)
+        found["ours"].append(ours)
+        for name, loggers in (("Tune with loggers", True), ("Tune without", False)):
+            given = {"trials": scale.trials, "epochs": scale.reports, "cpus": cpus, "loggers": loggers}
+            peer, _ = fresh("benchmarks.plain_tune", "run", **given, storage=storage, name=name[5:], template=template)
+            found[name].append(peer)
+    speed = {name: [r["results"] / r["seconds"] for r in runs] for name, runs in found.items()}
+    cost = {name: [r["cpu"] / r["results"] for r in runs] for name, runs in found.items()}
+    peers = [name for name in found if name != "ours"]
+    return Result(
+        settings={},
+        ratios={
+            **{f"under Ray: results a second, ours / {name}": ratio(speed["ours"], speed[name]) for name in peers},
+            **{f"under Ray: driver's CPU a result, ours / {name}": ratio(cost["ours"], cost[name]) for name in peers},
+        },
+        samples={
+            **{f"under Ray: results a second, {name}": Summary.of(v, "results/s") for name, v in speed.items()},
+            **{f"under Ray: driver's CPU a result, {name}": Summary.of(v) for name, v in cost.items()},
+        },
+        counts={"under Ray: results": scale.trials * scale.reports},
+    )
+
+
+def _finished(scratch: Path, scale: Scale, template: list[Any]) -> Result:
+    file = _study_file(scratch, "finished", scale.finished, scale.finished_reports)
+    storage, cpus = str(scratch / "finished"), usable_cpus()
+    fresh("benchmarks.still", "run", file=file, storage=storage, cpus=cpus, template=template)
+    given = {"trials": scale.finished, "epochs": scale.finished_reports, "cpus": cpus, "loggers": True}
+    fresh("benchmarks.plain_tune", "run", **given, storage=storage, name="peer", template=template)
+    ours, restore, nothing = [], [], []
+    for _ in range(scale.rounds):
+        again = study("run", file, "--storage", storage, "--no-report")
+        if "nothing is missing" not in again.printed:
+            raise RuntimeError(f"a finished study was not found finished: {again.printed[-500:]}")
+        ours.append(again.seconds)
+        restored, _ = fresh(
+            "benchmarks.plain_tune", "restore", storage=storage, name="peer", cpus=cpus, template=template
+        )
+        if restored["rows"] != scale.finished * scale.finished_reports:
+            raise RuntimeError(f"Tuner.restore found {restored['rows']} rows")
+        restore.append(restored["restore"])
+        nothing.append(restored["restore"] + restored["nothing"])
+    return Result(
+        settings={},
+        ratios={"finished: asked again, ours / Tuner.restore and fit": ratio(ours, nothing)},
+        samples={
+            "finished: asked again, ours (whole command)": Summary.of(ours),
+            "finished: Tuner.restore": Summary.of(restore),
+            "finished: Tuner.restore and fit": Summary.of(nothing),
+        },
+        counts={"finished: trials": scale.finished, "finished: rows": scale.finished * scale.finished_reports},
+    )
+
+
+def _study_file(scratch: Path, name: str, cells: int, epochs: int, *, asha: bool = False) -> str:
+    """A study of many cells with next to nothing to train."""
+    content: dict[str, Any] = {
+        "name": name,
+        "question": "What does the bookkeeping cost?",
+        "recipe": {**made_up.RECIPE, "epochs": epochs, "device": "cpu"},
+        "grid": made_up.grid(cells),
+        "seeds": [0],
+        "resources": {"cpu": 1, "gpu": 0},
+    }
+    if asha:
+        content["scheduler"] = {"name": "asha"}
+    file = scratch / f"{name}.yaml"
+    file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
+    return str(file)
