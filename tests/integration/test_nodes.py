@@ -18,6 +18,9 @@ from study.reader import open_study
 from study.spec import Study
 from study.store import StudyFolder
 
+#: Clusters of several nodes, whose start times out now and then on two busy cores.
+pytestmark = pytest.mark.long
+
 STUDY = """\
 name: nodes
 question: Do lost nodes matter?

@@ -135,6 +135,7 @@ def test_the_study_of_a_killed_driver_is_taken_over_at_once(undisturbed, drivers
     check(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_a_driver_that_slept_while_another_took_over_stops_and_changes_nothing(
     undisturbed, drivers, tmp_path, monkeypatch
 ):

@@ -593,6 +593,22 @@ def start(verb, uri, *arguments, ttl=SHORT, before=()):
     )  # fmt: skip
 
 
+@pytest.fixture
+def begin():
+    """`start`, and at the end of the test whatever is left is killed, asleep or not."""
+    started = []
+
+    def begin(*arguments, **more):
+        started.append(start(*arguments, **more))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """The address of a bucket on a server that speaks S3, in a process of its own."""
@@ -618,8 +634,8 @@ def place(request, tmp_path):
     return request.getfixturevalue("bucket").format(tmp_path.name)
 
 
-def test_of_many_processes_that_race_and_are_killed_never_two_are_inside(place, tmp_path):
-    arena = start("arena", place, tmp_path, 5, 4.0, 8, ttl=20)
+def test_of_many_processes_that_race_and_are_killed_never_two_are_inside(place, tmp_path, begin):
+    arena = begin("arena", place, tmp_path, 5, 4.0, 8, ttl=20)
     told, _ = arena.communicate(timeout=120)
     assert arena.returncode == 0
     events = Counter(told.split())
@@ -630,16 +646,16 @@ def test_of_many_processes_that_race_and_are_killed_never_two_are_inside(place, 
     assert events["killed"] == 8
 
 
-def test_of_many_that_find_one_stale_lock_one_takes_it_over(place, short):
+def test_of_many_that_find_one_stale_lock_one_takes_it_over(place, short, begin):
     folder = Files(place)
     forge(folder, life="long ago")
-    contenders = [start("hold", place, 4.0) for _ in range(5)]
+    contenders = [begin("hold", place, 4.0) for _ in range(5)]
     told = Counter(line for contender in contenders for line in contender.communicate(timeout=60)[0].split())
     assert (told["took"], told["ended"], told["refused"]) == (1, 1, 4), told
 
 
-def test_a_killed_drivers_lock_is_taken_over_at_once(place):
-    first = start("hold", place, 60, ttl=120)
+def test_a_killed_drivers_lock_is_taken_over_at_once(place, begin):
+    first = begin("hold", place, 60, ttl=120)
     assert first.stdout.readline() == "took\n"
     folder = Files(place)
     with pytest.raises(HeldError, match=f"process {first.pid}"):
@@ -654,12 +670,12 @@ def test_a_killed_drivers_lock_is_taken_over_at_once(place):
     first.wait(10)
 
 
-def test_a_driver_that_was_stopped_and_taken_over_does_nothing_more_when_it_wakes(place):
-    first = start("hold", place, 60)
+def test_a_driver_that_was_stopped_and_taken_over_does_nothing_more_when_it_wakes(place, begin):
+    first = begin("hold", place, 60)
     assert first.stdout.readline() == "took\n"
     os.kill(first.pid, signal.SIGSTOP)
     wait_until(lambda: holder(Files(place)).state == "silent")
-    second = start("hold", place, 3)
+    second = begin("hold", place, 3)
     assert second.stdout.readline() == "took\n"
     os.kill(first.pid, signal.SIGCONT)
     told, _ = first.communicate(timeout=30)
@@ -668,9 +684,9 @@ def test_a_driver_that_was_stopped_and_taken_over_does_nothing_more_when_it_wake
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make process namespaces")
-def test_a_driver_in_a_container_of_this_host_is_judged_by_its_signs_of_life(tmp_path):
+def test_a_driver_in_a_container_of_this_host_is_judged_by_its_signs_of_life(tmp_path, begin):
     folder = Files(str(tmp_path / "study"))
-    inside = start("hold", folder.uri, 60, before=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
+    inside = begin("hold", folder.uri, 60, before=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
     if inside.stdout.readline() != "took\n":
         pytest.skip("no process namespaces here")
     # Its process id is small, and here some other process's or nobody's.
