@@ -280,10 +280,12 @@ class Recording:
     Args:
         files: the study's folder.
         run: the run's id, which no other run has.
+        check: called before anything is written; raises StoreError if this run may not write any more.
     """
 
     files: Files
     run: str
+    check: Callable[[], None] = lambda: None
     _waiting: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     _numbers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     _levels: dict[str, list[list[Piece]]] = field(default_factory=lambda: {kind: [[]] for kind in KINDS})
@@ -340,6 +342,7 @@ class Recording:
         self._levels = {kind: [[]] for kind in KINDS}
 
     def _write(self, kind: str, rows: Sequence[Row]) -> None:
+        self.check()
         number = self._numbers[kind] + 1
         piece = Piece(self.run, kind, number, number)
         self.files.write(to_parquet(rows), FOLDER, piece.run, piece.name)

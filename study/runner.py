@@ -76,6 +76,8 @@ def run_plan(
         study.store.StoreError: the folder cannot be written.
     """
     resources = choose_resources(plan.study.resources, plan)
+    # Nothing may be written after a take-over.
+    lease.check()
     folder.save_study(plan.study.model_dump(mode="json"), text, plan.rows())
     record: dict[str, Any] = {
         "run": run,
@@ -88,7 +90,7 @@ def run_plan(
     folder.save_run(run, record)
     board = Board.of(plan)
     trouble = Trouble()
-    recording = folder.recording(run)
+    recording = folder.recording(run, lease.check)
     failures = Failures(plan.study.max_failures, remedy=lambda trial: recorder.remedy(trial))
     recorder = Recorder(plan, folder, recording, board, lease, failures, display or make_display(board), trouble)
     began = time.monotonic()
@@ -114,8 +116,9 @@ def run_plan(
         if broken:
             # The store may be what is broken.
             with suppress(StoreError):
-                recording.flush()
                 folder.save_run(run, {**record, "ended": now(), "interrupted": True, "reason": broken})
+                # Last: a run that was taken over may not.
+                recording.flush()
     unsampled = [arm for arm, count in plan.unsampled().items() if count]
     summary = Summary(
         run=run,

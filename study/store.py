@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -156,9 +156,9 @@ class StudyFolder(Files):
 
     # Records
 
-    def recording(self, run: str) -> Recording:
-        """What a run's driver writes with; `run` is an id that no other run has."""
-        return Recording(self, run)
+    def recording(self, run: str, check: Callable[[], None] = lambda: None) -> Recording:
+        """What a run's driver writes with; `run` is an id that no other run has, for `check` see Recording."""
+        return Recording(self, run, check)
 
     def tidy(self) -> None:
         """Merge what earlier runs have left in small pieces, and delete what killed ones have left half written."""
