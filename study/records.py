@@ -291,6 +291,10 @@ class Recording:
     _levels: dict[str, list[list[Piece]]] = field(default_factory=lambda: {kind: [[]] for kind in KINDS})
     _written: float = field(default_factory=lambda: time.monotonic() - ENDS_EVERY)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `check`: Ray pickles a scheduler for a restore of its own that this project never uses."""
+        return {name: value for name, value in vars(self).items() if name != "check"}
+
     def history(self, trial: str, rows: Iterable[Row]) -> None:
         """Take epochs of a trial: one row per seed and epoch."""
         self._waiting["history"] += [{"trial": trial, **row} for row in rows]
