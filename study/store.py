@@ -105,16 +105,16 @@ class StudyFolder(Files):
         Raises:
             StoreError: the folder belongs to a newer version, or its study.json is damaged.
         """
-        content = self.json("study.json", sealed=False)
+        content, whole = self._unsealed("study.json")
         if content is None:
             return None
-        if not isinstance(content, dict) or "schema" not in content:
-            raise StoreError(f"{self.path('study.json')} is damaged")
+        if not isinstance(content, dict) or "schema" not in content or (content["schema"] == SCHEMA and not whole):
+            raise self._damaged("study.json")
         if content["schema"] == 1:
             raise StoreError(f"{self.uri} has the older schema 1; `study run` with its study file takes it over")
         if content["schema"] != SCHEMA:
             raise StoreError(f"{self.uri} has schema {content['schema']}; this version reads schema {SCHEMA}")
-        return dict(self.json("study.json")["study"])
+        return dict(content["study"])
 
     def foreign(self) -> bool:
         """Whether the folder holds somebody else's files and no study (one cut short while it was made is ours)."""
@@ -142,17 +142,27 @@ class StudyFolder(Files):
         Raises:
             StoreError: it is damaged.
         """
+        content, whole = self._unsealed(*parts)
+        if sealed and content is not None and not whole:
+            raise self._damaged(*parts)
+        return content
+
+    def _unsealed(self, *parts: str) -> tuple[Any, bool]:
+        """A JSON file's content, and whether it has a digest; one that it has is right."""
         data = self.read(*parts)
         if data is None:
-            return None
+            return None, False
         try:
             content = json.loads(data)
-            digest = content.pop(_DIGEST, None) if isinstance(content, dict) else None
         except ValueError:
-            content, digest = None, ""
-        if digest != _digest(content) and (sealed or digest is not None):
-            raise StoreError(f"{self.path(*parts)} is damaged; put its copy back, or delete it if there is none")
-        return content
+            raise self._damaged(*parts) from None
+        digest = content.pop(_DIGEST, None) if isinstance(content, dict) else None
+        if content is None or (digest is not None and digest != _digest(content)):
+            raise self._damaged(*parts)
+        return content, digest is not None
+
+    def _damaged(self, *parts: str) -> StoreError:
+        return StoreError(f"{self.path(*parts)} is damaged; put its copy back, or delete it if there is none")
 
     # Records
 

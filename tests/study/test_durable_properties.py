@@ -402,7 +402,7 @@ def test_any_damage_of_any_file_is_harmless_or_named(finished, kind):
     whole = everything(finished)
 
     @given(st.data())
-    @settings(max_examples=60, **HOW)
+    @settings(max_examples=40, **HOW)
     def holds(data):
         path = data.draw(st.sampled_from(paths))
         damaged = MemoryFolder(dict(finished.kept))

@@ -422,7 +422,7 @@ def test_a_reader_in_another_process_sees_every_promised_row_while_runs_write_me
         writer = context.Process(target=write_and_merge, args=(folder.uri, promised))
         writer.start()
         began, stop = promised.value, time.monotonic() + 30
-        while promised.value < began + 400 and time.monotonic() < stop:
+        while promised.value < began + 250 and time.monotonic() < stop:
             least = promised.value
             found = np.sort(folder.table("decisions", ["number"])["number"].to_numpy()) if least else np.array([])
             # One more than was promised: it is on record, and its writer has not come round to saying so.
@@ -433,5 +433,5 @@ def test_a_reader_in_another_process_sees_every_promised_row_while_runs_write_me
         writer.join()
         # A decision that was recorded and not acted on any more stands: the next driver finds it.
         promised.value = len(folder.table("decisions"))
-    assert promised.value >= 800
+    assert promised.value >= 500
     assert listings > 5
