@@ -43,6 +43,9 @@ FIRST_PAUSE, LONGEST_PAUSE, TOLD_AFTER = 0.25, 15.0, 1.0
 #: client's own, a second or so apart, so that a lost part does not cost its whole upload.
 ANSWER_WITHIN, REACH_WITHIN, TRIES = 10.0, 5.0, 2
 
+#: Bytes that go to an object store in one request and not in three or more; pyarrow could do it up to 10 MB.
+ONE_REQUEST = 5_000_000
+
 #: Times that a folder is listed again because one below it has gone meanwhile.
 _LISTINGS = 100
 
@@ -115,15 +118,46 @@ class Files:
         try:
             # Without a region in its address S3 is asked for it.
             system, root = _patiently(f"reach {self.uri}", lambda: fs.FileSystem.from_uri(self.uri))
-            # What pyarrow takes in a URI only would be lost.
-            if isinstance(system, fs.S3FileSystem) and "tls_verify_certificates=" not in self.uri:
-                system = _with_timeouts(system)
-            return system, root
+            return self._with_timeouts(system, allow_delayed_open=False), root
         except StoreError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())
             raise StoreError(f"{self.uri}: not a storage that can be reached ({reason})") from None
+
+    @cached_property
+    def _for_small(self) -> fs.FileSystem:
+        """The filesystem that puts an object of at most `ONE_REQUEST` bytes.
+
+        For larger ones it must not be taken: one whose first request fails it replaces with an empty one when its
+        stream is closed (pyarrow 26).
+        """
+        return self._with_timeouts(self._place[0], allow_delayed_open=True)
+
+    def _with_timeouts(self, system: fs.FileSystem, *, allow_delayed_open: bool) -> fs.FileSystem:
+        """The same store; if it is S3, one whose calls come back in bearable time.
+
+        What a URI gives tries 31 times: 6 seconds for a server that fails, and some minutes for one that is silent,
+        before anybody can be told (pyarrow 26).
+        """
+        from pyarrow import fs
+
+        # What pyarrow takes in a URI only would be lost.
+        if not isinstance(system, fs.S3FileSystem) or "tls_verify_certificates=" in self.uri:
+            return system
+        make, (settings,) = system.__reduce__()
+        return make(
+            {
+                **settings,
+                # Not longer than the patience of the impatient, down to a second.
+                "request_timeout": min(ANSWER_WITHIN, max(1.0, patience())),
+                "connect_timeout": min(REACH_WITHIN, max(1.0, patience())),
+                "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+                "allow_delayed_open": allow_delayed_open,
+                # Without it a part that fails is forgotten when the stream is closed, and a piece becomes the object.
+                "background_writes": True,
+            }
+        )
 
     def path(self, *parts: str) -> str:
         """Where a file lies, as its filesystem names it."""
@@ -228,7 +262,8 @@ class Files:
 
     def _put_object(self, data: bytes, target: str) -> None:
         def put() -> None:
-            out = self._place[0].open_output_stream(target, compression=None)
+            system = self._for_small if len(data) <= ONE_REQUEST else self._place[0]
+            out = system.open_output_stream(target, compression=None)
             out.write(data)
             out.close()
 
@@ -297,30 +332,6 @@ def patience() -> float:
     if not seconds >= 0:
         raise StoreError(f"{VARIABLE}: {text!r} is not a number of seconds")
     return seconds
-
-
-def _with_timeouts(system: fs.S3FileSystem) -> fs.S3FileSystem:
-    """The same store, from which a call comes back in bearable time.
-
-    What a URI gives tries 31 times: 6 seconds for a server that fails, and some minutes for one that is silent, before
-    anybody can be told (pyarrow 26).
-    """
-    from pyarrow import fs
-
-    make, (settings,) = system.__reduce__()
-    return make(
-        {
-            **settings,
-            # Not longer than the patience of the impatient, down to a second.
-            "request_timeout": min(ANSWER_WITHIN, max(1.0, patience())),
-            "connect_timeout": min(REACH_WITHIN, max(1.0, patience())),
-            "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
-            # Small files in one request instead of three.
-            "allow_delayed_open": True,
-            # Without it a part that fails is forgotten when the stream is closed, and a piece becomes the object.
-            "background_writes": True,
-        }
-    )
 
 
 def _patiently(what: str, act: Callable[[], T]) -> T:

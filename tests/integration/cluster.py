@@ -104,7 +104,10 @@ class Cluster:
         return node
 
     def _start(self, cpus):
-        where = [f"--num-cpus={cpus}", "--num-gpus=0", f"--temp-dir={self._temporary.name}"]
+        # In a folder of its own, as on a machine of its own: of two that start in one folder one may take the other's
+        # sockets, and Ray's raylet then aborts.
+        folder = f"{self._temporary.name}/{len(self.nodes)}"
+        where = [f"--num-cpus={cpus}", "--num-gpus=0", f"--temp-dir={folder}"]
         if self.nodes:
             role = [f"--address={self.address}"]
         else:
