@@ -26,8 +26,8 @@ GIB, MIB = 2**30, 2**20
 #: What issue 4 asks of the large folder: results a second, GiB of a process, and seconds that are still "seconds".
 GOALS = {"results a second": 500, "GiB of plan, status and resume": 1, "seconds of plan, status and resume": 10}
 
-#: The ways of asking a folder that are compared, as the rows of the result name them.
-ASKED = ("plan", "status", "status --why", "resume, to Ray's first trial")
+#: The ways of asking a folder, as the rows of the result name them; the last one is of a study of one trial.
+ASKED = ("plan", "status", "status --why", "resume, to Ray's first trial", "the same of a study of one trial")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def measure(scale: Scale) -> Result:
             "without a cluster. They flush each line and force none of it to the disk; ours forces every file.",
             "Memory is the process's own highest (VmHWM), without Ray's processes. Of a driver's, torch and Ray are "
             "most. `Resume, to Ray's first trial` has one trial missing and ends where Ray would get it: planning, the "
-            "lock and every import, without the start of Ray.",
+            "lock and every import, without the start of Ray; a study of one trial costs what is not the folder's.",
             "Under Ray: trials that do nothing, as many at a time as there are cores; between the first and the last "
             "result, the change from trial to trial on warm workers included. Ours writes each trial's last checkpoint "
             "besides; plain Tune writes none.",
@@ -119,6 +119,7 @@ def _large(scratch: Path, scale: Scale, template: list[Any]) -> Result:
     folder = StudyFolder(f"{storage}/large")
     counts = _counted(folder, driven)
     stopped = next(row["trial"] for row in folder.rows("ends", ["trial", "status"]) if row["status"] == "stopped")
+    one = {**given, "file": _study_file(scratch, "one", 1, scale.epochs, asha=True)}
     seconds: dict[str, list[float]] = {name: [] for name in (*ASKED, "history, read", "nothing is missing")}
     peaks: dict[str, list[float]] = {name: [] for name in (*seconds, "report's reading")}
     del peaks["history, read"]
@@ -131,8 +132,9 @@ def _large(scratch: Path, scale: Scale, template: list[Any]) -> Result:
         take("plan", study("plan", file, "--storage", storage))
         take("status", study("status", folder.uri))
         take("status --why", study("status", folder.uri, "--why", stopped))
-        resumed, ended = fresh("benchmarks.without_ray", "drive", **given, checkpoints=False, called=time.time())
-        take("resume, to Ray's first trial", ended, resumed["reached"])
+        for name, which in zip(ASKED[-2:], (given, one), strict=True):
+            resumed, ended = fresh("benchmarks.without_ray", "drive", **which, checkpoints=False, called=time.time())
+            take(name, ended, resumed["reached"])
         read, ended = fresh("benchmarks.bookkeeping", "read_history", uri=folder.uri)
         take("history, read", ended, read["seconds"])
     last = study("run", file, "--storage", storage, "--cpus", "1", "--no-report")
@@ -148,6 +150,7 @@ def _large(scratch: Path, scale: Scale, template: list[Any]) -> Result:
         ratios={
             f"{name}, no cluster: ours / Tune's loggers alone": ratio([ours], [peer]),
             f"{name}: ours / the goal": ratio([ours], [GOALS["results a second"]]),
+            "large: resume to Ray's first trial / of a study of one trial": ratio(*(seconds[a] for a in ASKED[-2:])),
         },
         samples={
             f"{name}, no cluster: ours": Summary.of([ours], "results/s"),

@@ -41,7 +41,7 @@ COUNTED = ROOT / "benchmarks" / "counted"
 WORKER = "ray::ResourceTrainable"
 
 #: Columns that say when and where a row was made, and not what.
-_PLACE = ("train_seconds", "run", "device", "trial")
+_PLACE = {"train_seconds", "run", "device", "trial"}
 
 #: A process's memory is read from this share of its trials on: before, it imports, and its allocator fills up.
 WARM = 0.2
@@ -66,6 +66,7 @@ class Scale:
             begun, since workers that are killed while they start would train nothing for ever.
         drivers: shares of the trials begun at which the driver is killed.
         looped: cells that a plain loop trains too.
+        most: workers that are killed at most.
         seed: of the kills.
     """
 
@@ -76,6 +77,7 @@ class Scale:
     pause: tuple[float, float]
     drivers: tuple[float, ...]
     looped: int
+    most: int = 1000
     seed: int = 0
 
 
@@ -203,7 +205,13 @@ def _soak(storage: Path, file: str, scale: Scale, cores: int, *, disturbed: bool
                     found.left_behind += _kill_driver(process)
                     found.drivers_killed += 1
                     process = _start(storage, file, cores, out)
-                elif disturbed and time.perf_counter() >= worker_due and sample.workers and sample.trials > progress:
+                elif (
+                    disturbed
+                    and found.workers_killed < scale.most
+                    and time.perf_counter() >= worker_due
+                    and sample.workers
+                    and sample.trials > progress
+                ):
                     with suppress(ProcessLookupError):
                         os.kill(draws.choice(sorted(sample.workers)), signal.SIGKILL)
                         found.workers_killed += 1
@@ -365,12 +373,16 @@ def _unlike_a_loop(reader: StudyReader, scale: Scale) -> int:
                 replicate = Replicate(recipe, seed)
                 for epoch in range(1, scale.epochs + 1):
                     row, recorded = replicate.train_epoch(), history[str(end["cell"]), seed, epoch]
-                    alike &= all(row[name] == recorded[name] for name in row if name in recorded and name not in _PLACE)
+                    alike &= all(_same(row[name], recorded[name]) for name in row.keys() - _PLACE)
                 alike &= all(end[name] == value for name, value in replicate.final().items())
             wrong += not alike
     finally:
         torch.set_num_threads(threads)
     return wrong
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))  # two that are no number are alike
 
 
 # Memory

@@ -280,8 +280,8 @@ class Files:
         made = absent(folder)
         try:
             os.makedirs(folder, exist_ok=True)
-        except FileExistsError as error:
-            raise NotADirectoryError(errno.ENOTDIR, f"{error.filename} is a file") from None
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(errno.ENOTDIR, f"{made[-1] if made else folder} is a file") from None
         temporary = f"{target}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         try:
             with open(temporary, "wb") as out:

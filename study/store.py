@@ -174,6 +174,11 @@ class StudyFolder(Files):
         """Merge what earlier runs have left in small pieces, and delete what killed ones have left half written."""
         for part in (FOLDER, "trials", "runs"):
             self.sweep(part)
+        if self.is_local:
+            # Not below: the lock's are alive.
+            for name in self.names():
+                if name.endswith(TEMPORARY):
+                    self.delete(name)
         tidy(self)
 
     def table(self, kind: str, columns: Sequence[str] | None = None, trials: Iterable[str] | None = None) -> pa.Table:
@@ -211,10 +216,11 @@ class StudyFolder(Files):
         for i, row in enumerate(keys.to_pylist()):
             rank = standing(row, scheduler)
             if rank is not None:
-                candidate = (rank, row["trial"], i)
+                # Of several failures the last one's reason: it is what is still to be mended.
+                candidate = (rank, row["trial"], -i if row["status"] == "failed" else i)
                 key = (row["cell"], row["seed"])
                 best[key] = min(best.get(key, candidate), candidate)
-        return table.take(pa.array(sorted(i for _, _, i in best.values()), pa.int64()))
+        return table.take(pa.array(sorted(abs(i) for _, _, i in best.values()), pa.int64()))
 
     def unfinished(self, ended: Iterable[str], columns: Sequence[str]) -> pa.Table:
         """Epochs of the trials that are not among the ended ones."""

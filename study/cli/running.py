@@ -79,6 +79,7 @@ def _run_alone(study: Study, folder: StudyFolder, run: str, options: argparse.Na
             # Whoever held it until just now has finished something.
             plan = make_plan(study, folder)
         print("\n".join(plan_lines(plan, folder)), flush=True)
+        take_over(folder)  # what was cut short of it, if anything was
         folder.tidy()
         if not _missing(plan):
             # The folder shows the study that was asked for last, also when other runs have trained it all.

@@ -111,7 +111,7 @@ class Cluster:
         if self.nodes:
             role = [f"--address={self.address}"]
         else:
-            role = ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false",
+            role = ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", "--no-monitor",
                     f"--ray-client-server-port={free_port()}"]  # fmt: skip
         node = Node([*role, *where], self._temporary.name, self._environment)
         self.nodes.append(node)

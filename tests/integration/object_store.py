@@ -1,6 +1,7 @@
 """An S3 server on loopback in a process of its own, behind a proxy that fails when it is told to.
 
-    python object_store.py              prints {"direct": PORT, "faulty": PORT} and serves until it is killed
+    python object_store.py              prints {"direct": PORT, "faulty": PORT} and serves until its
+                                        standard input ends: never longer than whoever started it lives
 
 The server is moto's. The proxy passes every request on, unless a rule says otherwise, and remembers what it was asked.
 Rules are set at its path /_faults, also while a study in other processes uses the store.
@@ -218,7 +219,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def serve() -> None:
-    """The server and the proxy, until this process is killed."""
+    """The server and the proxy, until the standard input ends."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -227,7 +228,9 @@ def serve() -> None:
     handler = type("Handler", (Proxy,), {"upstream": port, "faults": Faults()})
     proxy = _Server(("127.0.0.1", 0), handler)
     print(json.dumps({"direct": port, "faulty": proxy.server_address[1]}), flush=True)
-    proxy.serve_forever()
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    sys.stdin.read()
+    os._exit(0)
 
 
 class ObjectStore:
@@ -236,7 +239,12 @@ class ObjectStore:
     def __init__(self, log: Path) -> None:
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, __file__], stdout=subprocess.PIPE, stderr=out, text=True, start_new_session=True
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                text=True,
+                start_new_session=True,
             )
         ports = json.loads(self.process.stdout.readline())
         self.direct, self.faulty = ports["direct"], ports["faulty"]

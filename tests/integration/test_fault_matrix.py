@@ -42,12 +42,7 @@ def test_which_cases_run_here(capsys):
 @pytest.mark.parametrize(
     "case",
     [
-        # A second node's start times out now and then on two busy cores: those cases are not part of every run.
-        pytest.param(
-            case,
-            id=case.name,
-            marks=() if case.name in SELECTED and case.fault != "raylet killed" else pytest.mark.long,
-        )
+        pytest.param(case, id=case.name, marks=() if case.name in SELECTED else pytest.mark.long)
         for case in sorted(sensible(), key=lambda case: case.scheduler)
     ],
 )

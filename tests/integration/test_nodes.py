@@ -18,13 +18,13 @@ from study.reader import open_study
 from study.spec import Study
 from study.store import StudyFolder
 
-#: Clusters of several nodes, whose start times out now and then on two busy cores.
+#: Minutes on two busy cores: each starts clusters and kills them.
 pytestmark = pytest.mark.long
 
 STUDY = """\
 name: nodes
 question: Do lost nodes matter?
-recipe: {dataset: synthetic, model: mlp, batch_size: 8, epochs: 40, lr: 0.05, optimiser: fsam}
+recipe: {dataset: synthetic, model: mlp, batch_size: 16, epochs: 24, lr: 0.05, optimiser: fsam}
 grid: {gamma: [0.05, 0.5]}
 seeds: [0, 1]
 checkpoints: {every: 1}
@@ -43,6 +43,8 @@ def write(folder, extra=""):
 def tables(folder):
     reader = open_study(str(folder))
     replicates = reader.replicates().drop(columns=ELSEWHERE).sort_values(["cell", "seed"]).reset_index(drop=True)
+    # What is null throughout has the type of what failed before, if anything did.
+    replicates = replicates.dropna(axis="columns", how="all")
     history = reader.history().drop(columns=["train_seconds", "trial"])
     return replicates, history.sort_values(["cell", "seed", "epoch"]).reset_index(drop=True)
 
@@ -133,11 +135,14 @@ def test_a_worker_that_dies_is_tried_again_as_often_as_the_study_says(calm, tmp_
 
 
 @pytest.mark.parametrize(("program", "what"), [("raylet/raylet", "raylet"), ("gcs/gcs_server", "GCS")])
-def test_a_cluster_that_is_gone_ends_the_command_in_one_line_and_it_goes_on_later(calm, tmp_path, program, what):
+def test_a_cluster_that_is_gone_ends_the_command_in_one_line_and_it_goes_on_later(tmp_path, program, what):
     file, folder = write(tmp_path), tmp_path / "nodes"
-    process = start_study("run", file, "--storage", tmp_path, "--cpus", 2, "--no-report", "--set", "epochs=4000")
+    # Without an end: the workers go on for a while when their head is gone.
+    command = ("run", file, "--storage", tmp_path, "--cpus", 1, "--no-report", "--set", "epochs=4000")
+    trial = make_plan(Study.load(file, ["epochs=4000"]), StudyFolder(str(folder))).todo[0].id
+    process = start_study(*command)
     try:
-        wait_for(lambda: trial_workers(process.pid))
+        wait_for(lambda: newest(folder, trial) >= 2)
         family = descendants(process.pid)
         (victim,) = [pid for pid in family if program in title(pid).split("\0")[0]]
         os.kill(victim, signal.SIGKILL)
@@ -149,14 +154,23 @@ def test_a_cluster_that_is_gone_ends_the_command_in_one_line_and_it_goes_on_late
         assert what in said[0]
         assert "the same command goes on" in said[0]
         assert "Traceback" not in out
-        wait_for(lambda: not any(map(living, family)), seconds=90)
+        # (Two agents of Ray's look for a dead head for a minute more, and hold nothing.)
+        wait_for(lambda: not any(living(pid) and "Trainable" in title(pid) for pid in family))
     finally:
         end(process, family)
     (run,) = open_study(str(folder)).runs()
     assert "cluster is gone" in run["reason"]
-    again = study("run", file, "--storage", tmp_path, "--cpus", 2, "--no-report")
-    assert again.returncode == 0, again.stderr
-    assert_same(folder, calm)
+    reached = newest(folder, trial)
+    again = start_study(*command)
+    try:
+        wait_for(lambda: newest(folder, trial) > reached)
+        again.send_signal(signal.SIGTERM)
+        again.communicate(timeout=90)
+        assert again.returncode == 130
+    finally:
+        end(again, descendants(again.pid))
+    epochs = open_study(str(folder)).history().query("trial == @trial")["epoch"]
+    assert sorted(epochs) == sorted(2 * list(range(1, epochs.max() + 1))), "no epoch twice, none missing, of two seeds"
 
 
 #: Tune under `study.controller`, in a process of its own: what each trial does is in its name.

@@ -75,6 +75,22 @@ def test_of_several_ends_the_best_counts_whichever_trial_and_run_wrote_it(folder
         assert row["status"] == "complete"
 
 
+def test_of_two_failures_of_a_trial_the_last_one_gives_the_reason(folder):
+    for run, reason in (("run-1", "no space left"), ("run-2", "out of memory")):
+        recording = folder.recording(run)
+        recording.end("t1", [outcome("c1", seed, "failed", reason=reason) for seed in (0, 1)])
+        recording.flush()
+    assert folder.ends("fifo").column("reason").to_pylist() == ["out of memory"] * 2
+
+
+def test_tidying_deletes_what_a_killed_writer_left_beside_study_json_and_leaves_the_lock(folder):
+    for place in (["study.json.0badcafe.tmp"], ["lock", "1.0badcafe.tmp"]):
+        folder.write(b"half", *place)
+    folder.tidy()
+    assert folder.names("lock") == ["1.0badcafe.tmp"]
+    assert "study.json.0badcafe.tmp" not in folder.names()
+
+
 def test_a_folder_that_was_cut_short_while_it_was_made_is_ours(folder):
     folder.delete("study.json")
     assert not folder.foreign()

@@ -48,7 +48,7 @@ MERGING = {"study.records": {"FAN": 2, "ENDS_EVERY": 0.0, "EPOCHS_EVERY": 0.0}}
 WRITING = {"study.records": {"ENDS_EVERY": 0.0, "EPOCHS_EVERY": 0.0}}
 
 #: Seed and size of the selection. Of the seeds tried, one whose cases have six faults and six phases.
-SELECTION, SELECTED = 2658, 6
+SELECTION, SELECTED = 1618, 6
 
 #: Where each phase is: in the second trial that is trained, unless only one trial has it.
 PLACES: dict[str, dict[str, Any]] = {
@@ -131,8 +131,11 @@ def sensible() -> list[Case]:
 
 
 def selection() -> list[Case]:
-    """A random choice of them, the same every time, for those who have minutes and not an hour."""
-    return random.Random(SELECTION).sample(sensible(), SELECTED)
+    """A random choice of them, the same every time, for those who have minutes and not hours.
+
+    Without those that need a second node: its start times out now and then on two busy cores.
+    """
+    return random.Random(SELECTION).sample([case for case in sensible() if case.outside != "raylet"], SELECTED)
 
 
 def _case(fault: str, phase: str, scheduler: str) -> Case:
@@ -151,6 +154,9 @@ def _case(fault: str, phase: str, scheduler: str) -> Case:
         return Case(**common, actions=("kill",) if here == "driver" else ("kill driver", *after), codes=(-9, 0))
     if fault == "driver SIGTERM":
         actions = ("terminate",) if here == "driver" else ("terminate driver",)
+        if phase == "decision to stop":
+            # It is acted on all the same, and was the last thing to do.
+            return Case(**common, actions=actions)
         return Case(**common, actions=actions, codes=(130, 0), says=("interrupted",))
     if fault == "raylet killed":
         return Case(**common, actions=("hold",), outside="raylet")
