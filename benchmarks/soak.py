@@ -46,6 +46,9 @@ _PLACE = {"train_seconds", "run", "device", "trial"}
 #: A process's memory is read from this share of its trials on: before, it imports, and its allocator fills up.
 WARM = 0.2
 
+#: And of each process from this share of its own life on, since one that was started later warms up later.
+SETTLED = 1 / 3
+
 #: KiB a trial below which memory counts as flat: a study of 10,000 trials then grows by less than 250 MiB.
 FLAT = 25.0
 
@@ -174,9 +177,9 @@ def measure(scale: Scale) -> Soaked:
             "been begun; drivers when the shares `drivers` of the trials have a checkpoint; what one leaves "
             "is killed two seconds later, and the same command is started.",
             "Memory a trial is the slope of a line by least squares through a process's resident memory, once a "
-            f"second, over the trials begun, after the first {WARM:.0%} of all trials. Flat is below {FLAT:g} KiB a "
-            "trial. Of the workers each that lived for a tenth of the trials gives a slope; a trial is one of any "
-            "worker's, so one of its own counts for as many as there are workers.",
+            f"second, over the trials begun, after the first {WARM:.0%} of all trials and the first third of its own "
+            f"life. Flat is below {FLAT:g} KiB a trial. Of the workers each that lived for a tenth of the trials gives "
+            "a slope; a trial is one of any worker's, so one of its own counts for as many as there are workers.",
             "Trained twice: replicate epochs that were begun more than once, as counted in the workers; a killed "
             "worker's unfinished epoch is among them. Rows recorded again are equal ones, of which readers keep one.",
         ),
@@ -416,9 +419,15 @@ def _memory(name: str, ran: Run, scale: Scale) -> dict[str, Summary]:
 
 
 def _slope(points: Sequence[tuple[int, int]], scale: Scale) -> float | None:
-    """KiB a trial of a least-squares line through (trials, bytes); None over less than a tenth of the trials."""
+    """KiB a trial of a least-squares line through (trials, bytes) of one process; None over less than a tenth of the
+    trials.
+    """
     points = points[:-1]  # of a process that was dying, or had begun to end
     if len(points) < 3 or points[-1][0] - points[0][0] < scale.trials / 10:
+        return None
+    settled = points[0][0] + SETTLED * (points[-1][0] - points[0][0])
+    points = [point for point in points if point[0] >= settled]
+    if len({trials for trials, _ in points}) < 2:
         return None
     return statistics.linear_regression(*zip(*points, strict=True)).slope / 1024
 

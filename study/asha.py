@@ -77,7 +77,7 @@ class Asha:
             if epoch < rung or cell in self._members[rung]:
                 continue
             values = self._values[rung]
-            cutoff = _quantile(values, 1 - 1 / self.reduction_factor)
+            cutoff = _quantile(values, share_below(self.reduction_factor))
             finite = math.isfinite(value)
             better = len(values) - bisect_right(values, value) if finite else len(values)
             return Decision(
@@ -104,6 +104,11 @@ class Asha:
         # A value that is not a number has no place in a quantile.
         if math.isfinite(decision.value):
             insort(self._values[decision.rung], decision.value)
+
+
+def share_below(reduction_factor: int) -> float:
+    """The quantile that is the cutoff, to the last bit as Ray has it, which asks NumPy for a percentile."""
+    return (1 - 1 / reduction_factor) * 100 / 100
 
 
 def _quantile(ordered: list[float], q: float) -> float | None:

@@ -9,6 +9,7 @@ Seen with Ray 2.60, killing workers and nodes:
   the worker dies it is even counted twice. Here it is a failure like any other.
 - An error of a callback, searcher or scheduler at a trial's end is put down to the trial. Here it ends the run.
 - It waits for ever, or is ended from within, when the cluster itself is gone. Here `study.watch.Watch` ends the run.
+- It keeps some fifty kilobytes of statistics of every trial that has ended. Here it keeps none.
 - Its snapshots, for a restore that this project never uses, hold every trial. Here is one at the end, without them.
 """
 
@@ -71,7 +72,11 @@ class Controller(TuneController):
 
     def _process_trial_result(self, trial: Trial, result: dict[str, Any]) -> Any:
         self._failures.reported(trial.config["trial"], result["epoch"])
-        return super()._process_trial_result(trial, result)
+        decision = super()._process_trial_result(trial, result)
+        # Highest, lowest and windowed means of every number ever reported, kept of every trial: nobody reads them.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
+        return decision
 
     def _process_trial_failure(self, trial: Any, exception: Any) -> None:
         if isinstance(exception, _TuneStopTrialError):

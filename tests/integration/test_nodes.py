@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 
-import pandas as pd
 import processes
 import psutil
 import pytest
 from cluster import ACCESS, Cluster, living, title
 from processes import descendants, end, start_study, study, trial_workers, wait_for
+from undisturbed import Tables
 
 from study.plan import make_plan
 from study.reader import open_study
@@ -30,28 +30,11 @@ seeds: [0, 1]
 checkpoints: {every: 1}
 """
 
-#: Columns that tell when and where, and not what.
-ELSEWHERE = ["run", "train_seconds", "device"]
-
 
 def write(folder, extra=""):
     file = folder / "nodes.yaml"
     file.write_text(STUDY + extra)
     return file
-
-
-def tables(folder):
-    reader = open_study(str(folder))
-    replicates = reader.replicates().drop(columns=ELSEWHERE).sort_values(["cell", "seed"]).reset_index(drop=True)
-    # What is null throughout has the type of what failed before, if anything did.
-    replicates = replicates.dropna(axis="columns", how="all")
-    history = reader.history().drop(columns=["train_seconds", "trial"])
-    return replicates, history.sort_values(["cell", "seed", "epoch"]).reset_index(drop=True)
-
-
-def assert_same(folder, calm):
-    for got, wanted in zip(tables(folder), tables(calm), strict=True):
-        pd.testing.assert_frame_equal(got, wanted)
 
 
 def newest(folder, trial):
@@ -62,11 +45,9 @@ def newest(folder, trial):
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
-    """The folder of a study that nothing disturbs."""
+    """What the study finds if nothing disturbs it."""
     folder = tmp_path_factory.mktemp("calm")
-    done = study("run", write(folder), "--storage", folder, "--cpus", 2, "--no-report")
-    assert done.returncode == 0, done.stderr
-    return folder / "nodes"
+    return Tables.by_a_plain_loop(write(folder), folder / "nowhere")
 
 
 def test_lost_nodes_change_nothing_and_are_no_failures(calm, tmp_path, monkeypatch):
@@ -90,7 +71,7 @@ def test_lost_nodes_change_nothing_and_are_no_failures(calm, tmp_path, monkeypat
         finally:
             end(process, descendants(process.pid))
         assert not any(map(living, family)), "the workers of a dead raylet end by themselves"
-    assert_same(folder, calm)
+    calm.assert_found_in(str(folder))
     (run,) = open_study(str(folder)).runs()
     assert run["failures"]["lost"] >= 2
     assert run["failures"]["retried"] == run["failures"]["lost"]
@@ -118,7 +99,7 @@ def test_a_worker_that_dies_is_tried_again_as_often_as_the_study_says(calm, tmp_
     assert run["failures"]["lost"] == 0
     if kills == 2:
         assert process.returncode == 0, out
-        assert_same(folder, calm)
+        calm.assert_found_in(str(folder))
         return
     assert process.returncode == 1, out
     assert "1 complete, 1 failed" in out or "1 failed, 1 complete" in out
@@ -131,7 +112,7 @@ def test_a_worker_that_dies_is_tried_again_as_often_as_the_study_says(calm, tmp_
     assert reason in out
     again = study("run", file, "--storage", tmp_path, "--cpus", 2, "--no-report")
     assert again.returncode == 0, again.stderr
-    assert_same(folder, calm)
+    calm.assert_found_in(str(folder))
 
 
 @pytest.mark.parametrize(("program", "what"), [("raylet/raylet", "raylet"), ("gcs/gcs_server", "GCS")])

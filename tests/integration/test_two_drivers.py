@@ -4,13 +4,12 @@ import os
 import re
 import signal
 
-import pandas as pd
 import pytest
 from processes import ENVIRONMENT, descendants, end, start_study, study, wait_for
+from undisturbed import Tables
 
 from study.files import Files
 from study.lock import VARIABLE, holder
-from study.reader import open_study
 from study.store import StudyFolder
 
 EPOCHS, CELLS, SEEDS = 12, 3, 2
@@ -23,9 +22,6 @@ grid: {{gamma: [0.05, 0.2, 0.5]}}
 seeds: [0, 1]
 checkpoints: {{every: 1}}
 """
-
-#: Columns that tell when and where, and not what.
-ELSEWHERE = ["run", "train_seconds", "device"]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +46,9 @@ def refused(file):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(file, refused):
-    """The tables of a study of which one driver has done everything."""
-    return tables(file.parent / "contended")
+def calm(file):
+    """What the study finds if one driver does everything."""
+    return Tables.by_a_plain_loop(file, file.parent / "nowhere")
 
 
 @pytest.fixture
@@ -71,19 +67,10 @@ def drivers(file, tmp_path):
         end(process, process.family | set(descendants(process.pid)))
 
 
-def tables(folder):
-    reader = open_study(str(folder))
-    ends = reader.replicates().drop(columns=ELSEWHERE).sort_values(["cell", "seed"]).reset_index(drop=True)
-    history = reader.history().drop(columns=["train_seconds", "trial"])
-    return ends, history.sort_values(["cell", "seed", "epoch"]).reset_index(drop=True)
-
-
-def check(folder, undisturbed):
+def check(folder, calm):
     """The tables are the undisturbed ones, with every epoch of every seed once."""
-    for there, here in zip(tables(folder), undisturbed, strict=True):
-        pd.testing.assert_frame_equal(there, here)
-    assert len(here) == CELLS * SEEDS * EPOCHS
-    assert not here.duplicated(["cell", "seed", "epoch"]).any()
+    calm.assert_found_in(str(folder))
+    assert len(calm.epochs) == CELLS * SEEDS * EPOCHS
 
 
 def in_the_middle(folder, process):
@@ -106,7 +93,7 @@ def runs_now(folder, process):
     return there.run if there and there.state == "alive" and there.pid == process.pid else None
 
 
-def test_the_second_driver_is_told_who_holds_the_study_and_the_first_goes_on(refused, undisturbed, file):
+def test_the_second_driver_is_told_who_holds_the_study_and_the_first_goes_on(refused, calm, file):
     first, told, run, second = refused
     folder = file.parent / "contended"
     assert second.returncode == 2, second.stdout
@@ -115,13 +102,12 @@ def test_the_second_driver_is_told_who_holds_the_study_and_the_first_goes_on(ref
     since = r"since [-0-9]+ [:0-9]+ UTC \(.+\), last sign of life .+; wait until it ends or stop it"
     assert re.match(who + since, line), line
     assert first.returncode == 0, told
-    check(folder, undisturbed)
+    check(folder, calm)
     assert [record["run"] for record in StudyFolder(str(folder)).runs()] == [run], "the second one has left no record"
-    assert set(undisturbed[0]["status"]) == {"complete"}
     assert holder(Files(str(folder))) is None
 
 
-def test_the_study_of_a_killed_driver_is_taken_over_at_once(undisturbed, drivers, tmp_path):
+def test_the_study_of_a_killed_driver_is_taken_over_at_once(calm, drivers, tmp_path):
     folder = tmp_path / "contended"
     first = drivers()
     in_the_middle(folder, first)
@@ -132,13 +118,11 @@ def test_the_study_of_a_killed_driver_is_taken_over_at_once(undisturbed, drivers
     told, _ = second.communicate(timeout=120)
     assert second.returncode == 0, told
     assert "watching" not in told, "nothing had to be waited for"
-    check(folder, undisturbed)
+    check(folder, calm)
 
 
 @pytest.mark.long
-def test_a_driver_that_slept_while_another_took_over_stops_and_changes_nothing(
-    undisturbed, drivers, tmp_path, monkeypatch
-):
+def test_a_driver_that_slept_while_another_took_over_stops_and_changes_nothing(calm, drivers, tmp_path, monkeypatch):
     # Long enough for a driver that two busy cores keep waiting.
     monkeypatch.setitem(ENVIRONMENT, VARIABLE, "6")
     folder = tmp_path / "contended"
@@ -161,7 +145,7 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_changes_nothing(
     assert "Traceback" not in told
     told, _ = second.communicate(timeout=120)
     assert second.returncode == 0, told
-    check(folder, undisturbed)
+    check(folder, calm)
     mine, other = sorted(StudyFolder(str(folder)).runs(), key=lambda record: record["run"] == run)
     assert "taken over by" in mine["reason"]
     assert other["interrupted"] is False

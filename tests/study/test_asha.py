@@ -35,7 +35,7 @@ def random_reports(seed, trials, epochs):
     trials=st.integers(1, 15),
     epochs=st.integers(2, 30),
     grace=st.integers(1, 5),
-    factor=st.integers(2, 5),
+    factor=st.integers(2, 16),
 )
 def test_it_decides_as_rays_scheduler(seed, trials, epochs, grace, factor):
     grace = min(grace, epochs - 1)
