@@ -18,6 +18,7 @@ from analysis.tables import CELL_STATUSES, StudyReader, best_cell, varied
 from analysis.words import cell_name, measured, points, settings
 
 _MOST_LINES = 8
+_MOST_CONDITION_LINES = 64
 
 
 @dataclass(frozen=True)
@@ -199,20 +200,25 @@ def _arm_lines(found: Findings, sign: str) -> list[str]:
 
 
 def _condition_lines(found: Findings, sign: str) -> list[str]:
-    """Each condition with every arm at the cell that validation chooses there, and Fisher SAM's differences from SAM at
-    equal gamma.
+    """Each condition with a line for every arm at the cell that validation chooses there, then Fisher SAM's differences
+    from SAM at equal gamma.
     """
     conditions = list(found.layout.conditions)
-    lines = []
-    for values, rows in found.by_condition():
-        line = "; ".join(f"{row['arm']} {outcome(found, row, sign)}" for _, row in rows.iterrows())
+    chosen_by = ", cells chosen by validation" if found.tuned else ""
+    groups = list(found.by_condition())
+    wide = max((len(str(arm)) for arm in found.arms), default=0)
+    lines: list[str] = []
+    for i, (values, rows) in enumerate(groups):
+        block = [f"test accuracy at {settings(values, conditions)}{chosen_by}:"]
+        block += [f"  {row['arm']!s:{wide}}  {outcome(found, row, sign)}" for _, row in rows.iterrows()]
         pairs = found.pairs[found.pairs["cell_a"].isin(rows["cell"])] if len(found.pairs) else found.pairs
         for _, pair in pairs.iterrows():
             at = settings(pair, ["gamma"])
-            line += f"; {pair['arm_a']} minus {pair['arm_b']}{at and f' at {at}'} {points_of(pair)} points"
-        chosen_by = ", cells chosen by validation" if found.tuned else ""
-        lines.append(f"test accuracy at {settings(values, conditions)}{chosen_by}: {line}")
-    return _cut(lines, "rows")
+            block.append(f"  {pair['arm_a']} minus {pair['arm_b']}{at and f' at {at}'}: {points_of(pair)} points")
+        if i and len(lines) + len(block) > _MOST_CONDITION_LINES:
+            return [*lines, f"{len(groups) - i} more conditions are in the report"]
+        lines += block
+    return lines
 
 
 def _cut(lines: list[str], what: str) -> list[str]:

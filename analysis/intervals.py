@@ -1,10 +1,12 @@
-"""Student's t over a handful of seeds: intervals of a mean and of a paired difference.
+"""Student's t over a handful of seeds: intervals of a mean and of a paired difference; the bootstrap as an option.
 
 `scipy.special` holds the same t quantile as `scipy.stats` and imports several times faster; it too is imported where
 it is first used, so that whoever only reads tables does not wait for it.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,57 @@ def interval(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike, level: f
     half = stdtrit(safe - 1, (1 + level) / 2) * std / np.sqrt(safe)
     half = np.where(enough & (std > _SPREAD), half, np.nan)
     return mean - half, mean + half
+
+
+def interval_of(
+    values: npt.ArrayLike,
+    method: Literal["t", "bootstrap"] = "t",
+    level: float = LEVEL,
+    *,
+    seed: int = 0,
+    resamples: int = 9999,
+) -> tuple[float, float]:
+    """Interval of the mean of a few values, by Student's t or by the bootstrap.
+
+    The bootstrap (bias-corrected and accelerated, BCa: Efron, JASA 1987; `scipy.stats.bootstrap`) assumes no normal
+    distribution, and pays for it with few values: three seeds have ten different resamples, and their interval, which
+    cannot reach beyond the smallest and the largest value, holds the true mean far less often than it says. With fewer
+    than some ten seeds t is the better one, and it is what every table and figure shows.
+
+    Args:
+        values: values of one cell, or paired differences; those that are not finite are left out.
+        method: `t`, as `interval`, or `bootstrap`.
+        level: confidence of the two-sided interval.
+        seed: of the resampling: equal values give an equal interval in any process.
+        resamples: how many.
+
+    Returns:
+        Lower and upper end; NaN for fewer than two values and for equal ones, as in `interval`.
+
+    Raises:
+        ValueError: the method is none of the two.
+    """
+    known = np.asarray(values, dtype=float).ravel()
+    known = known[np.isfinite(known)]
+    if method not in ("t", "bootstrap"):
+        raise ValueError(f"method {method!r}: one of t, bootstrap")
+    if len(known) < 2 or known.std(ddof=1) <= _SPREAD:
+        return float("nan"), float("nan")
+    if method == "t":
+        low, high = interval(known.mean(), known.std(ddof=1), len(known), level)
+        return float(low), float(high)
+    from scipy.stats import bootstrap
+
+    # In order: what comes of a cell does not depend on that of its rows.
+    done = bootstrap(
+        (np.sort(known),),
+        np.mean,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    return float(done.confidence_interval.low), float(done.confidence_interval.high)
 
 
 def p_value(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike) -> Floats:

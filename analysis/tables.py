@@ -26,13 +26,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_object_dtype
 
-from analysis.intervals import interval
+from analysis.intervals import interval, interval_of
 
 #: The Recipe's fields in its order. A copy, because this package imports nothing that could pull in torch; a test
 #: holds it equal to `trainables.recipe.Recipe`.
@@ -47,6 +47,7 @@ RECIPE_FIELDS: tuple[str, ...] = (
 CELL_STATUSES = ("complete", "partial", "running", "stopped", "diverged", "failed", "missing")
 _REPLICATE_STATUSES = ("complete", "stopped", "diverged", "failed", "running", "missing")
 _UNFINISHED = ("stopped", "running")
+_MANY_ROWS = 100_000
 
 
 class StudyReader(Protocol):
@@ -61,12 +62,16 @@ class StudyReader(Protocol):
     def measures(self, name: str) -> pd.DataFrame: ...
 
 
-def cells(replicates: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
+def cells(
+    replicates: pd.DataFrame, metric: str = "test_accuracy", *, intervals: Literal["t", "bootstrap"] = "t"
+) -> pd.DataFrame:
     """One row a cell, in the plan's order.
 
     Args:
         replicates: one row a planned replicate (`reader.replicates()`).
         metric: the column that `mean`, `std`, `low` and `high` summarise.
+        intervals: how `low` and `high` are made, the validation's too. Student's t, or the bootstrap (BCa), which with
+            fewer than some ten seeds is too narrow: see `intervals.interval_of`. Takes milliseconds a cell.
 
     Returns:
         `cell`, `arm`, the Recipe's fields that `replicates` has, then
@@ -109,18 +114,18 @@ def cells(replicates: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFra
     table["epoch"] = epoch.reindex(table.index).astype(float)
     rows["_cell_epoch"] = rows["cell"].map(table["epoch"])
 
-    summary = _summary(rows, metric, table.index)
+    summary = _summary(rows, metric, table.index, intervals)
     table["n"] = summary["count"]
     table["n_planned"] = planned
     for name in ("complete", "diverged", "failed"):
         table[f"n_{name}"] = count[name]
     table["metric"] = metric
     table["mean"], table["std"] = summary["mean"], summary["std"]
-    table["low"], table["high"] = interval(summary["mean"], summary["std"], summary["count"])
+    table["low"], table["high"] = summary["low"], summary["high"]
     if "validation_accuracy" in rows:
-        summary = _summary(rows, "validation_accuracy", table.index)
+        summary = _summary(rows, "validation_accuracy", table.index, intervals)
         table["validation_mean"] = summary["mean"]
-        table["validation_low"], table["validation_high"] = interval(summary["mean"], summary["std"], summary["count"])
+        table["validation_low"], table["validation_high"] = summary["low"], summary["high"]
         table["validation_n"] = summary["count"]
     for cost in ("gradient_evaluations", "train_seconds"):
         if cost in rows:
@@ -130,16 +135,24 @@ def cells(replicates: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFra
     return table.reset_index()
 
 
-def _summary(rows: pd.DataFrame, metric: str, index: pd.Index) -> pd.DataFrame:
-    """mean, std and count of each cell's comparable replicates."""
+def _summary(rows: pd.DataFrame, metric: str, index: pd.Index, method: Literal["t", "bootstrap"]) -> pd.DataFrame:
+    """mean, std, count and interval of each cell's comparable replicates."""
     use = rows["status"] == "complete"
     if not metric.startswith("test_"):
         unfinished = rows["_cell_status"].isin(_UNFINISHED)
         at_epoch = (rows["status"] == rows["_cell_status"]) & (rows["epoch"] == rows["_cell_epoch"])
         use = (use & ~unfinished) | (unfinished & at_epoch)
     values = _finite(rows.loc[use, metric])
-    summary = values.groupby(rows.loc[use, "cell"]).agg(["mean", "std", "count"]).reindex(index)
+    by_cell = values.groupby(rows.loc[use, "cell"])
+    summary = by_cell.agg(["mean", "std", "count"]).reindex(index)
     summary["count"] = summary["count"].fillna(0).astype(int)
+    if method == "t":
+        summary["low"], summary["high"] = interval(summary["mean"], summary["std"], summary["count"])
+    else:
+        ends = {cell: interval_of(own, method) for cell, own in by_cell}
+        summary["low"], summary["high"] = (
+            np.array([ends.get(cell, (np.nan, np.nan))[side] for cell in index], dtype=float) for side in (0, 1)
+        )
     return summary
 
 
@@ -243,14 +256,18 @@ def write_tables(reader: StudyReader, folder: str | os.PathLike[str]) -> dict[st
     return write_frames(frames, folder)
 
 
-def write_frames(frames: dict[str, pd.DataFrame], folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Write each frame as `<name>.csv` and `<name>.parquet` in `folder`, which is made where it is missing."""
+def write_frames(
+    frames: dict[str, pd.DataFrame], folder: str | os.PathLike[str], formats: Sequence[str] = ("csv", "parquet")
+) -> dict[str, Path]:
+    """Write each frame as `<name>.<format>` in `folder`, which is made where it is missing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
     for name, frame in frames.items():
         plain = _plain(frame)
         for suffix, write in _writers(plain):
+            if suffix not in formats:
+                continue
             path = folder / f"{name}.{suffix}"
             whole(path, write)
             written[path.name] = path
@@ -278,9 +295,20 @@ def whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _writers(frame: pd.DataFrame) -> Sequence[tuple[str, Callable[[Path], Any]]]:
     return (
-        ("csv", lambda path: frame.to_csv(path, index=False)),
+        ("csv", lambda path: _write_csv(frame, path)),
         ("parquet", lambda path: frame.to_parquet(path, index=False)),
     )
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    if len(frame) < _MANY_ROWS:
+        frame.to_csv(path, index=False)
+        return
+    # A tenth of the time, which for a million epochs is most of a report's; the same values, with text in quotes.
+    import pyarrow as pa
+    from pyarrow import csv
+
+    csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), path)
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:

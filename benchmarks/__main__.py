@@ -16,6 +16,7 @@ BENCHMARKS = {
     "augmentation": "images augmented per second: ours beside torchvision on PIL images (a minute; quick: seconds)",
     "control_plane": "a study's wall time beside the training in it (some ten minutes; quick: three)",
     "bookkeeping": "ten thousand trials' records: results a second, plan, status, resume; beside plain Ray Tune",
+    "replay": "decisions of ASHA a second: the audit's replay beside Ray's scheduler and study.asha (seconds)",
     "soak": "a thousand tiny trials while workers and drivers are killed: time, memory, epochs lost",
     "fault_matrix": "every fault in every phase of a study: what was lost (an hour; quick: minutes)",
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from study.measured import tags
 from study.records import from_parquet
 from study.settings import Scheduler
+from study.shown import html, line
 from study.store import StoreError, StudyFolder
 
 if TYPE_CHECKING:
@@ -26,6 +27,26 @@ class StudyReader:
             raise StoreError(f"{folder.uri} holds no study (no study.json)")
         self.folder, self.spec = folder, spec
         self.scheduler = Scheduler(**spec["scheduler"])
+
+    def __repr__(self) -> str:
+        return line(self)
+
+    def _repr_html_(self) -> str | None:
+        """The study as a notebook shows it; None, and so `repr`, where its folder cannot be read now."""
+        try:
+            return html(self)
+        except StoreError:
+            return None
+
+    def cells(self, metric: str = "test_accuracy") -> pd.DataFrame:
+        """One row a cell: what `analysis.compare.marked` makes of the replicates.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        from analysis.compare import marked
+
+        return marked(self.replicates(), metric)
 
     def runs(self) -> list[dict[str, Any]]:
         """Provenance of each run, oldest first."""
@@ -52,10 +73,15 @@ class StudyReader:
                 frame[column] = None
         running = self._progress(set(outcomes["trial"]))
         frame["status"] = frame["status"].fillna("missing")
-        for i in frame.index[frame["status"] == "missing"]:
-            at = running.get((str(frame.at[i, "cell"]), int(frame.at[i, "seed"])))  # type: ignore[arg-type]
-            if at is not None:
-                frame.at[i, "status"], frame.at[i, "epoch"], frame.at[i, "trial"] = "running", *at
+        if running:
+            # Column by column: row by row, a study of ten thousand cells that has just begun takes seconds.
+            keys = zip(frame["cell"], frame["seed"], frame["status"], strict=True)
+            found = [running.get((str(c), int(seed))) if status == "missing" else None for c, seed, status in keys]
+            here = [at is not None for at in found]
+            begun = [at for at in found if at is not None]
+            frame.loc[here, "status"] = "running"
+            frame.loc[here, "epoch"] = [epoch for epoch, _ in begun]
+            frame.loc[here, "trial"] = [trial for _, trial in begun]
         numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "run")]
         frame[numeric] = frame[numeric].apply(pd.to_numeric)
         frame["epoch"] = pd.to_numeric(frame["epoch"])

@@ -310,7 +310,7 @@ def _line(path: _Path, message: str) -> InitErrorDetails:
     )
 
 
-def _kinds(key: str) -> set[type]:
+def field_kinds(key: str) -> set[type]:
     """The plain types that a recipe's field takes; a list of names counts as tuple, None is left out."""
     kinds: set[type] = set()
     todo = [Recipe.model_fields[key].annotation]
@@ -335,7 +335,7 @@ def _misfits(key: str, axis: Axis) -> Iterator[tuple[_Path, str]]:
     if axis.choices is not None:
         places: list[tuple[_Path, Any]] = [(("choices", i), value) for i, value in enumerate(axis.choices)]
     else:
-        kinds = _kinds(key)
+        kinds = field_kinds(key)
         if not kinds & {int, float}:
             yield (key,), "is no number; give choices: [...]"
             return
@@ -366,12 +366,12 @@ def _misfit(key: str, value: Any) -> str | None:
 def _typed(key: str, axis: Axis) -> Axis:
     """The axis with its numbers as the recipe's field has them: 1 is 1.0 of a float."""
     if axis.choices is not None:
-        kinds = _kinds(key)
+        kinds = field_kinds(key)
         values = [_as_choice(value) for value in axis.choices]
         if float in kinds:
             values = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]
         return axis.model_copy(update={"choices": tuple(values)})
-    if float in _kinds(key):
+    if float in field_kinds(key):
         numbers = {name: getattr(axis, name) for name in ("low", "high", "step")}
         return axis.model_copy(update={name: None if v is None else float(v) for name, v in numbers.items()})
     return axis

@@ -29,7 +29,8 @@ class _Unsynced(sqlite3.Connection):
         self.execute("PRAGMA synchronous = OFF")
 
 
-_BROKEN = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError)
+#: What a database that fails raises.
+BROKEN = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -55,8 +56,13 @@ def storage_url(storage: str | None, folder: str | None) -> str:
         raise SearchError(
             "search.storage: a study whose folder is not local needs a database, e.g. postgresql://<host>/<name>"
         )
+    return sqlite_url(Path(folder) / "search.db")
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a file of SQLite."""
     # SQLAlchemy takes what follows a question mark as options.
-    return f"sqlite:///{str(Path(folder) / 'search.db').replace('%', '%25').replace('?', '%3F')}"
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def connect(
@@ -69,7 +75,7 @@ def connect(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = url if isinstance(url, optuna.storages.BaseStorage) else _open(url)
+        storage = url if isinstance(url, optuna.storages.BaseStorage) else open_storage(url)
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -80,19 +86,20 @@ def connect(
         )
     except ImportError as error:
         raise SearchError(f"search.storage: {url} needs a package that is not installed ({error})") from None
-    except (*_BROKEN, RuntimeError) as error:
+    except (*BROKEN, RuntimeError) as error:
         remedy = (
             "; a damaged file can be deleted, the study's folder has what ended"
             if "not a database" in str(error)
             else ""
         )
-        raise SearchError(f"search.storage: {url} cannot be opened ({_reason(error)}){remedy}") from None
+        raise SearchError(f"search.storage: {url} cannot be opened ({reason_of(error)}){remedy}") from None
     if [direction.name.lower() for direction in study.directions] != settings.directions:
         raise SearchError(f"search.objectives: {name} in {url} looks for something else; give the study another name")
     return storage, study
 
 
-def _open(url: str) -> optuna.storages.RDBStorage:
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage at a URL; see `BROKEN` for what it may raise, besides ImportError and RuntimeError."""
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("sqlite"):
         options = {"connect_args": {"timeout": _SQLITE_WAITS_S, "factory": _Unsynced}}
@@ -107,11 +114,12 @@ def in_one_line(method: Callable[_P, _R]) -> Callable[_P, _R]:
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return method(*args, **kwargs)
-        except _BROKEN as error:
-            raise SearchError(f"search.storage: the database failed ({_reason(error)})") from error
+        except BROKEN as error:
+            raise SearchError(f"search.storage: the database failed ({reason_of(error)})") from error
 
     return guarded
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Why a database failed, in one line."""
     return (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]

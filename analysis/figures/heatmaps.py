@@ -1,8 +1,10 @@
-"""The sensitivity map (Figure 5 of the paper): one pixel a cell, references beside the grid."""
+"""The sensitivity map (Figure 5 of the paper): one pixel a cell, references beside the grid; panels over a third
+factor.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +14,30 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
-from analysis.figures.style import COLOURMAP, INK, MARK, MUTED, STATUS_STYLE, UNDER, ink_on, new_axes
-from analysis.words import absent, figure_digits, is_fraction, metric_title, setting
+from analysis.figures.grid import Grid, corners, pixel_points
+from analysis.figures.style import (
+    COLOURMAP,
+    INK,
+    MARK,
+    MUTED,
+    STATUS_STYLE,
+    UNDER,
+    ink_on,
+    legend_below,
+    new_axes,
+    panels,
+)
+from analysis.tables import RECIPE_FIELDS
+from analysis.words import absent, figure_digits, is_fraction, metric_title, setting, settings
 
-_GAP = 0.35  # pixels between the grid and what stands beside it
-_BAR = 0.7  # height in pixels of the bar of an arm that uses neither axis
 _SMALLEST_TEXT = 5.0  # points; smaller labels are left out, the legend stays
 _SMALLEST_DOT = 7.0  # points of a pixel's side; on smaller pixels a dot would hide the colour
-
-
-@dataclass(frozen=True)
-class _Ticks:
-    at: list[float]
-    labels: list[str]
 
 
 def heatmap(
@@ -62,139 +70,161 @@ def heatmap(
         ValueError: two cells fall on one pixel; the message names a setting in which they differ.
     """
     cells = cells.reset_index(drop=True)
-    metric = str(cells["metric"].iloc[0]) if len(cells) and "metric" in cells else "test_accuracy"
-    boxes, xticks, yticks = _place(cells, x, y)
-    left, bottom = boxes[:, 0].min(initial=0.0), boxes[:, 1].min(initial=0.0)
-    right = (boxes[:, 0] + boxes[:, 2]).max(initial=1.0)
-    top = (boxes[:, 1] + boxes[:, 3]).max(initial=1.0)
+    metric = _metric(cells)
+    grid = Grid.of(cells, x, y)
     if ax is None:
-        across, up = right - left, top - bottom
-        ax = new_axes(float(np.clip(across * 0.92, 2.6, 12)) + 2.0, float(np.clip(up * 0.66, 1.3, 9)) + 1.7)
+        ax = new_axes(
+            float(np.clip(grid.width * 0.92, 2.6, 12)) + 2.0, float(np.clip(grid.height * 0.66, 1.3, 9)) + 1.7
+        )
+    measured = _values(cells, value, metric)[_states(cells, value) == "measured"]
+    norm, extend = _norm(measured)
+    colours = _colours(norm)
+    state = _draw(ax, cells, grid, value, colours, _digits(measured, metric))
+    if title:
+        ax.set_title(title, loc="left", fontsize=11)
+    figure = ax.get_figure()
+    if figure is not None and len(measured):
+        bar = figure.colorbar(colours, ax=ax, extend=extend, fraction=0.05, pad=0.02, aspect=22)
+        bar.set_label(f"{metric_title(metric)}\nmean over n seeds")
+        bar.outline.set_visible(False)
+    _legend(ax, _handles(cells, state, _dotted(ax, cells)))
+    return ax
 
-    state = _states(cells, value)
-    scale = 100.0 if is_fraction(metric) else 1.0
-    values = pd.to_numeric(cells[value]).to_numpy(dtype=float) * scale
-    measured = state == "measured"
-    norm, extend = _norm(values[measured])
-    colours = ScalarMappable(norm, colormaps[COLOURMAP].with_extremes(under=UNDER))
+
+def heatmaps(
+    cells: pd.DataFrame,
+    over: str | Sequence[str],
+    *,
+    x: str = "eta",
+    y: str = "gamma",
+    value: str = "mean",
+    shared: bool = True,
+    across: int = 2,
+) -> Figure:
+    """Small multiples of `heatmap`: a panel for each value of `over`, all with the same places.
+
+    Args:
+        cells: as for `heatmap`, of all panels. A cell that does not use a setting of `over` (SGD where m varies)
+            stands in every panel.
+        over: the column or columns whose values make the panels, in their order (numbers ascend). A panel is called
+            `label_noise 0.4`; by the value alone where the column is no setting (the title that a layout gave it).
+        shared: one colour scale for all panels, so that they can be compared; else each has a scale of its own, for
+            panels whose levels lie too far apart (rates of label noise).
+        across: panels in a row.
+
+    Returns:
+        A Figure whose first axes are the panels in order, titled.
+
+    Raises:
+        ValueError: as `heatmap`, or a name of `over` is no column.
+    """
+    cells = cells.reset_index(drop=True)
+    by = [over] if isinstance(over, str) else list(over)
+    unknown = [f for f in by if f not in cells]
+    if unknown:
+        raise ValueError(f"over: {', '.join(unknown)} is not a column of the cells")
+    metric, grid, parts = _metric(cells), Grid.of(cells, x, y), _panels(cells, by)
+    wide, high = float(np.clip(grid.width * 0.76, 2.4, 8)) + 0.9, float(np.clip(grid.height * 0.5, 1.3, 6)) + 0.9
+    figure, axes = panels(len(parts), width=wide + (0.0 if shared else 0.7), height=high, across=across)
+    known = [_values(rows, value, metric)[_states(rows, value) == "measured"] for rows in parts.values()]
+    all_of_them = np.concatenate(known) if known else np.empty(0)
+    digits = _digits(all_of_them, metric)
+    states, dotted = [], False
+    for ax, (title, rows), own in zip(axes, parts.items(), known, strict=True):
+        norm, extend = _norm(all_of_them if shared else own)
+        colours = _colours(norm)
+        states.append(_draw(ax, rows, grid, value, colours, digits, fontsize=8.5))
+        dotted |= _dotted(ax, rows)
+        ax.set_title(title, loc="left", fontsize=10)
+        if not shared and len(own):
+            _bar(figure, colours, ax, extend, metric_title(metric))
+    if shared and len(all_of_them):
+        _bar(figure, _colours(_norm(all_of_them)[0]), axes, _norm(all_of_them)[1], metric_title(metric))
+    legend_below(figure, _handles(cells, np.concatenate(states) if states else np.empty(0), dotted), most=4)
+    return figure
+
+
+def one_scale(panels: Sequence[pd.DataFrame], value: str = "mean") -> bool:
+    """Whether panels read well under one colour scale: together they span at most three times what the widest of them
+    spans by itself, outliers below (see `_norm`) left out.
+    """
+    known = [_values(rows, value, _metric(rows))[_states(rows, value) == "measured"] for rows in panels]
+    known = [own for own in known if len(own)]
+    if len(known) < 2:
+        return True
+    whole = _norm(np.concatenate(known))[0]
+    widest = max(float(norm.vmax or 0) - float(norm.vmin or 0) for norm in (_norm(own)[0] for own in known))
+    return float(whole.vmax or 0) - float(whole.vmin or 0) <= 3 * widest
+
+
+def _panels(cells: pd.DataFrame, by: list[str]) -> dict[str, pd.DataFrame]:
+    """The cells of each panel by its title; a cell without a value of one of `by` is in all panels that agree else."""
+    found: dict[str, pd.DataFrame] = {}
+    whole = cells.dropna(subset=by)
+    numbers = [f for f in by if pd.api.types.is_numeric_dtype(whole[f])]
+    for values in (
+        (whole.sort_values(numbers, kind="stable") if numbers else whole)[by]
+        .drop_duplicates()
+        .itertuples(index=False, name=None)
+    ):
+        keep = np.ones(len(cells), dtype=bool)
+        for field, wanted in zip(by, values, strict=True):
+            keep &= ((cells[field] == wanted) | cells[field].isna()).to_numpy(dtype=bool)
+        named = [f for f in by if f in RECIPE_FIELDS]
+        said = [setting(v) for f, v in zip(by, values, strict=True) if f not in named]
+        row = dict(zip(by, values, strict=True))
+        found[", ".join(filter(None, [*said, settings(row, named)]))] = cells[keep].reset_index(drop=True)
+    return found or {"": cells}
+
+
+def _bar(figure: Figure, colours: ScalarMappable, ax: Any, extend: str, label: str) -> None:
+    bar = figure.colorbar(colours, ax=ax, extend=extend, fraction=0.05, pad=0.02, aspect=24)
+    bar.set_label(f"{label}, mean over n seeds", fontsize=9)
+    bar.outline.set_visible(False)
+
+
+def _draw(
+    ax: Axes, cells: pd.DataFrame, grid: Grid, value: str, colours: ScalarMappable, digits: int, fontsize: float = 10.0
+) -> np.ndarray:
+    """One panel without its title, bar and legend; returns the state of each cell."""
+    boxes, state = grid.boxes(cells), _states(cells, value)
+    values = _values(cells, value, _metric(cells))
     dense = len(cells) > 1500
     for name in dict.fromkeys(["measured", *STATUS_STYLE]):
         chosen = state == name
         if not chosen.any():
             continue
-        corners = [_corners(*box) for box in boxes[chosen]]
+        places = [corners(*box) for box in boxes[chosen]]
         if name == "measured":
-            pixels = PolyCollection(corners, array=values[chosen], cmap=colours.cmap, norm=norm)
+            pixels = PolyCollection(places, array=values[chosen], cmap=colours.cmap, norm=colours.norm)
             pixels.set(edgecolor="white", linewidth=0.0 if dense else 1.0)
         else:
             style = STATUS_STYLE[name]
-            pixels = PolyCollection(corners, **style, linewidth=0.0 if dense else 0.8)
+            pixels = PolyCollection(places, **style, linewidth=0.0 if dense else 0.8)
             pixels.set_linestyle("--" if name == "missing" else "-")
         pixels.set(gid=name, rasterized=dense)
         ax.add_collection(pixels)
-
-    ax.set(xlim=(left - 0.06, right + 0.06), ylim=(bottom - 0.06, top + 0.06), xlabel=x, ylabel=y)
-    wide, high = _pixel_points(ax)
-    longest = max((len(part) for label in xticks.labels for part in label.split("\n")), default=1)
-    ax.set_xticks(*_thinned(xticks, (longest * 6.5 + 4) / max(wide, 1e-9)))
-    ax.set_yticks(*_thinned(yticks, 13 / max(high, 1e-9)))
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    if title:
-        ax.set_title(title, loc="left", fontsize=11)
-    _write_labels(ax, cells, boxes, state, colours, values, figure_digits(values[measured] / scale, metric))
+    grid.dress(ax, fontsize)
+    _write_labels(ax, cells, boxes, state, colours, values, digits)
     _draw_marks(ax, cells, boxes)
-    figure = ax.get_figure()
-    if figure is not None and measured.any():
-        bar = figure.colorbar(colours, ax=ax, extend=extend, fraction=0.05, pad=0.02, aspect=22)
-        bar.set_label(f"{metric_title(metric)}\nmean over n seeds")
-        bar.outline.set_visible(False)
-    _legend(ax, cells, state)
-    return ax
+    return state
 
 
-def _place(cells: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, _Ticks, _Ticks]:
-    """Boxes (left, bottom, width, height) in pixels, row by row of `cells`, and the ticks of both axes."""
-    for name in (x, y):
-        if name not in cells:
-            raise ValueError(f"{name} is not a column of the cells")
-    has_x, has_y = cells[x].notna(), cells[y].notna()
-    xs, ys = _levels(cells.loc[has_x, x]), _levels(cells.loc[has_y, y])
-    columns = list(dict.fromkeys(cells.loc[~has_x & has_y, "arm"]))
-    rows = list(dict.fromkeys(cells.loc[has_x & ~has_y, "arm"]))
-    bars = list(dict.fromkeys(cells.loc[~has_x & ~has_y, "arm"]))
-
-    gap = _GAP if xs else 0.0
-    x_of = {v: float(i) for i, v in enumerate(xs)}
-    column_of = {arm: i - len(columns) - gap for i, arm in enumerate(columns)}
-    y_of = {v: float(i) for i, v in enumerate(ys)}
-    below = -(_GAP if ys else 0.0)
-    row_of = {arm: below - 1 - i for i, arm in enumerate(rows)}
-    row_of |= {arm: below - len(rows) - _BAR * (i + 1) for i, arm in enumerate(bars)}
-    left = min(column_of.values(), default=0.0)
-    width = max(len(xs), 0.0) - left or 1.0
-
-    boxes = np.empty((len(cells), 4))
-    seen: dict[tuple[float, float], int] = {}
-    for i, (arm, vx, vy, ok_x, ok_y) in enumerate(zip(cells["arm"], cells[x], cells[y], has_x, has_y, strict=True)):
-        bottom = y_of[vy] if ok_y else row_of[arm]
-        if ok_x:
-            box = (x_of[vx], bottom, 1.0, 1.0)
-        elif ok_y:
-            box = (column_of[arm], bottom, 1.0, 1.0)
-        else:
-            box = (left, bottom, width, _BAR)
-        other = seen.setdefault((box[0], bottom), i)
-        if other != i:
-            raise ValueError(_collision(cells.iloc[other], cells.iloc[i], x, y))
-        boxes[i] = box
-
-    optimisers = dict(zip(cells["arm"], cells["optimiser"], strict=True)) if "optimiser" in cells else {}
-    xticks = _Ticks(
-        [*(v + 0.5 for v in column_of.values()), *(v + 0.5 for v in x_of.values())],
-        [*(_column_label(arm, optimisers, x) for arm in column_of), *_tick_labels(xs)],
-    )
-    yticks = _Ticks(
-        [*(v + 0.5 for v in y_of.values()), *(v + (_BAR if arm in bars else 1) / 2 for arm, v in row_of.items())],
-        [*_tick_labels(ys), *map(str, row_of)],
-    )
-    return boxes, xticks, yticks
+def _metric(cells: pd.DataFrame) -> str:
+    return str(cells["metric"].iloc[0]) if len(cells) and "metric" in cells else "test_accuracy"
 
 
-def _levels(values: pd.Series) -> list[Any]:
-    unique = list(values.unique())
-    try:
-        return sorted(unique)
-    except TypeError:
-        return sorted(unique, key=str)
+def _values(cells: pd.DataFrame, value: str, metric: str) -> np.ndarray:
+    """In per cent for accuracies."""
+    return pd.to_numeric(cells[value]).to_numpy(dtype=float) * (100.0 if is_fraction(metric) else 1.0)
 
 
-def _tick_labels(values: list[Any]) -> list[str]:
-    """Three digits where they tell the values apart: a sampled gamma of 0.0657933 is 0.0658."""
-    exact = [setting(v) for v in values]
-    if max(map(len, exact), default=0) <= 6:
-        return exact
-    short = [v if isinstance(v, str) else setting(float(f"{v:.3g}")) for v in values]
-    return short if len(set(short)) == len(short) else exact
+def _colours(norm: Normalize) -> ScalarMappable:
+    return ScalarMappable(norm, colormaps[COLOURMAP].with_extremes(under=UNDER))
 
 
-def _column_label(arm: Any, optimisers: dict[Any, Any], x: str) -> str:
-    """SAM is Fisher SAM at eta = 0 (section 5), so its column says where on the axis it stands."""
-    is_sam = x == "eta" and optimisers.get(arm) == "sam"
-    return f"0\n({arm})" if is_sam else str(arm)
-
-
-def _collision(a: pd.Series, b: pd.Series, x: str, y: str) -> str:
-    differ = [c for c in ("arm", *a.index) if c not in ("cell", x, y) and not _same(a[c], b[c])]
-    first = differ[0] if differ else "nothing"
-    return (
-        f"cells {a['cell']} and {b['cell']} share one pixel of {x} x {y} and differ in {first}; "
-        "draw one panel for each of its values (layout.layout does)"
-    )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return (absent(a) and absent(b)) or (type(a) is type(b) and a == b)
+def _digits(values: np.ndarray, metric: str) -> int:
+    return figure_digits(values / (100.0 if is_fraction(metric) else 1.0), metric)
 
 
 def _states(cells: pd.DataFrame, value: str) -> np.ndarray:
@@ -221,33 +251,6 @@ def _norm(values: np.ndarray) -> tuple[Normalize, str]:
     return Normalize(low, high), extend
 
 
-def _corners(left: float, bottom: float, width: float, height: float) -> list[tuple[float, float]]:
-    right, top = left + width, bottom + height
-    return [(left, bottom), (right, bottom), (right, top), (left, top)]
-
-
-def _thinned(ticks: _Ticks, room: float) -> tuple[list[float], list[str]]:
-    """Every k-th tick of the grid, so that labels of `room` pixels do not touch. References keep theirs all."""
-    beside = [i for i, at in enumerate(ticks.at) if at < 0]
-    inside = [i for i, at in enumerate(ticks.at) if at >= 0]
-    step = max(1, int(np.ceil(room)))
-    # Thinned labels start half a step in, clear of the reference's label next to the grid.
-    keep = [*beside, *inside[step // 2 if beside else 0 :: step]]
-    return [ticks.at[i] for i in keep], [ticks.labels[i] for i in keep]
-
-
-def _pixel_points(ax: Axes) -> tuple[float, float]:
-    """Width and height of a pixel in points."""
-    figure = ax.get_figure()
-    if figure is None:
-        return 0.0, 0.0
-    box = ax.get_window_extent()
-    dpi = figure.get_dpi() if hasattr(figure, "get_dpi") else 100.0
-    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    # A fifth less: the layout engine has still to make room for ticks, bar and legend.
-    return 0.8 * box.width / dpi * 72 / (x1 - x0), 0.8 * box.height / dpi * 72 / (y1 - y0)
-
-
 def _write_labels(
     ax: Axes,
     cells: pd.DataFrame,
@@ -257,7 +260,7 @@ def _write_labels(
     values: np.ndarray,
     digits: int,
 ) -> None:
-    wide, high = _pixel_points(ax)
+    wide, high = pixel_points(ax)
     size = min(9.5, wide / 5.2, high / 2.7)
     if size < _SMALLEST_TEXT:
         return
@@ -286,7 +289,7 @@ def _status_label(row: pd.Series, name: str, joint: str) -> str:
 
 
 def _draw_marks(ax: Axes, cells: pd.DataFrame, boxes: np.ndarray) -> None:
-    wide, high = _pixel_points(ax)
+    wide, high = pixel_points(ax)
     small = min(wide, high)
     if _dotted(ax, cells):
         chosen = boxes[cells["indistinguishable"].to_numpy(dtype=bool)]
@@ -310,14 +313,15 @@ def _draw_marks(ax: Axes, cells: pd.DataFrame, boxes: np.ndarray) -> None:
 
 def _dotted(ax: Axes, cells: pd.DataFrame) -> bool:
     some = "indistinguishable" in cells and bool(cells["indistinguishable"].any())
-    return some and min(_pixel_points(ax)) >= _SMALLEST_DOT
+    return some and min(pixel_points(ax)) >= _SMALLEST_DOT
 
 
-def _legend(ax: Axes, cells: pd.DataFrame, state: np.ndarray) -> None:
+def _handles(cells: pd.DataFrame, state: np.ndarray, dotted: bool) -> list[Any]:
+    """The legend: marks, and how many cells have each status that is drawn."""
     handles: list[Any] = []
     if "best" in cells and cells["best"].any():
         handles.append(Patch(fill=False, edgecolor=MARK, linewidth=2, label="best by validation"))
-    if _dotted(ax, cells):
+    if dotted:
         dot = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5}
         label = "not distinguishable from it (paired 95 % t)"
         handles.append(Line2D([], [], linestyle="none", label=label, **dot))  # type: ignore[arg-type]
@@ -335,6 +339,10 @@ def _legend(ax: Axes, cells: pd.DataFrame, state: np.ndarray) -> None:
             swatch = Patch(**style, linewidth=0.8, label=f"{words[name]}: {count}")
             swatch.set_linestyle("--" if name == "missing" else "-")
             handles.append(swatch)
+    return handles
+
+
+def _legend(ax: Axes, handles: list[Any]) -> None:
     if not handles:
         return
     figure = ax.get_figure()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -31,6 +34,7 @@ from analysis.figures.style import (
 )  # fmt: skip
 from analysis.words import absent, is_fraction, metric_title, setting, settings
 
+_CROWD = 500  # cells, beyond which curves are drawn as collections
 _MARKER = {"stopped": "s", "diverged": "x", "failed": "P", "running": ">"}
 
 
@@ -132,6 +136,7 @@ def learning_curves(
     factors: tuple[str, ...] = ("gamma", "eta"),
     ax: Axes | None = None,
     title: str | None = None,
+    rungs: Sequence[int] = (),
 ) -> Axes:
     """Mean over the seeds by epoch, a thin line a cell coloured by one setting; each arm's best cell thick, banded
     with its 95 % interval and named.
@@ -143,6 +148,7 @@ def learning_curves(
         curves: what `tables.curves` returns.
         colour: the setting that colours; a cell that does not use it is grey.
         factors: the settings that name a cell.
+        rungs: epochs at which a scheduler decided, marked by vertical lines.
     """
     metric = str(curves["metric"].iloc[0]) if len(curves) else "validation_accuracy"
     scale = 100.0 if is_fraction(metric) else 1.0
@@ -154,9 +160,14 @@ def learning_curves(
     arms = list(dict.fromkeys(curves["arm"]))
     leaders = _leaders(curves)
     several = curves["cell"].nunique() > 1
-    crowded = curves["cell"].nunique() > 500  # as vectors the file would be larger than its data
+    crowded = curves["cell"].nunique() > _CROWD
     ends: set[str] = set()
-    for cell, rows in curves.groupby("cell", sort=False):
+    one_by_one = curves
+    if crowded:
+        leads_ = curves["cell"].isin(leaders)
+        ends |= _crowd(ax, curves[~leads_], colour, shade, arms, scale)
+        one_by_one = curves[leads_]
+    for cell, rows in one_by_one.groupby("cell", sort=False):
         rows = rows.sort_values("epoch")
         first = rows.iloc[0]
         tint = shade.get(first[colour], MUTED) if colour in rows else PALETTE[0]
@@ -166,7 +177,6 @@ def learning_curves(
         leads = cell in leaders
         look: dict[str, Any] = {"color": tint, "linewidth": 2.0 if leads else 0.9}
         look |= {"alpha": 1.0 if leads or not several else 0.5, "zorder": 3 if leads else 2}
-        look["rasterized"] = crowded and not leads
         whole = (rows["n"] == rows["n_started"]).to_numpy()
         if not whole.all():
             ax.plot(epoch, mean, linestyle=":", **look)
@@ -187,10 +197,65 @@ def learning_curves(
     _fence(ax, curves, scale)
     _possible(ax, metric)
     quiet(ax)
+    _rungs(ax, rungs)
     if title:
-        ax.set_title(title, loc="left", fontsize=11)
+        ax.set_title(title, loc="left", fontsize=11, pad=16 if rungs else 6)
     _explain(ax, curves, colour, factors, shade, arms, leaders, ends)
     return ax
+
+
+def _rungs(ax: Axes, rungs: Sequence[int]) -> None:
+    """Thin vertical lines with their epoch above the axes."""
+    # Matplotlib's own dotted line would pass for a curve of which seeds are missing.
+    look: dict[str, Any] = {"color": MUTED, "linewidth": 0.7, "linestyle": (0, (6, 4)), "alpha": 0.8, "zorder": 1.5}
+    above: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": MUTED}
+    for i, rung in enumerate(rungs):
+        ax.axvline(rung, gid=f"rung:{rung}", **look)
+        name = f"rung {rung}" if i == len(rungs) - 1 else str(rung)
+        ax.text(rung, 1.01, name, transform=ax.get_xaxis_transform(), gid=f"rung label:{rung}", **above)
+
+
+def _crowd(
+    ax: Axes, curves: pd.DataFrame, colour: str, shade: dict[Any, Any], arms: list[Any], scale: float
+) -> set[str]:
+    """Thousands of thin lines as a few collections, in the look of `learning_curves`; an artist a line would take a
+    minute and, as a vector, more room than its data. Returns the statuses at which lines end.
+    """
+    rows = curves.sort_values(["cell", "epoch"], kind="stable")
+    first = rows.drop_duplicates("cell")
+    starts = np.flatnonzero(~rows["cell"].duplicated().to_numpy())
+    points = np.column_stack([rows["epoch"], rows["mean"] * scale]).astype(float)
+    whole = (rows["n"] == rows["n_started"]).to_numpy()
+    solid = np.where(whole[:, None], points, np.nan)
+    tint = [shade.get(v, MUTED) if colour in rows else PALETTE[0] for v in first.get(colour, first["cell"])]
+    tints = np.array([to_rgba(t, 0.5) for t in tint])
+    style: dict[str, Any] = {"linewidths": 0.9, "zorder": 2, "rasterized": True}
+    some = np.add.reduceat(~whole, starts) > 0 if len(starts) else np.array([], dtype=bool)
+    if some.any():
+        dotted = [part for part, keep in zip(np.split(points, starts[1:]), some, strict=True) if keep]
+        ax.add_collection(LineCollection(dotted, colors=tints[some], linestyles=":", gid="crowd:fewer", **style))
+    parts = np.split(solid, starts[1:])
+    for i, arm in enumerate(arms):
+        own = (first["arm"] == arm).to_numpy()
+        if own.any():
+            lines = [part for part, keep in zip(parts, own, strict=True) if keep]
+            look = {"linestyles": LINES[i % len(LINES)], "gid": f"crowd:{arm}", **style}
+            ax.add_collection(LineCollection(lines, colors=tints[own], **look))
+    length = np.diff([*starts, len(rows)])
+    if (length == 1).any():
+        lone = points[starts[length == 1]]
+        ax.scatter(lone[:, 0], lone[:, 1], s=16, color=tints[length == 1], zorder=2, rasterized=True)
+    status = first["status"].to_numpy()
+    # Where all seeds were still there for the last time; see `learning_curves`.
+    last = np.maximum.reduceat(np.where(whole, np.arange(len(rows)), -1), starts) if len(starts) else starts
+    last = np.where(last >= 0, last, starts + length - 1)
+    found = {str(s) for s in status} & set(_MARKER)
+    for name in found:
+        at = points[last[status == name]]
+        mark: dict[str, Any] = {"marker": _MARKER[name], "s": 18, "color": INK, "alpha": 0.8, "linewidths": 0.8}
+        ax.scatter(at[:, 0], at[:, 1], zorder=4, rasterized=True, gid=f"ends:{name}", **mark)
+    ax.autoscale_view()
+    return found
 
 
 def learning_panels(curves: pd.DataFrame, titles: dict[str, str], arms: list[Any]) -> Figure:

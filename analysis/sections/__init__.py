@@ -6,7 +6,18 @@ from pathlib import Path
 
 from analysis import page
 from analysis.findings import Findings
-from analysis.sections import by_condition, record, results, searched, trained
+from analysis.sections import (
+    by_condition,
+    cost,
+    diagnostics,
+    maps,
+    published,
+    record,
+    results,
+    searched,
+    stopping,
+    trained,
+)
 
 
 def sections(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> list[page.Section]:
@@ -18,17 +29,22 @@ def sections(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> l
     ]
     if found.cells.empty:
         return [summary, *end]
+    differences = maps.difference(found, folder, figures)
     made = [
         page.Section("conditions", by_condition.title(found), by_condition.section(found, folder, figures)),
         page.Section("search", "What the search found", searched.search(found, folder, figures)),
         page.Section("sensitivity", "Sensitivity", results.sensitivity(found, folder, figures)),
-        page.Section("robustness", "Robustness to parameter perturbation", trained.robustness(found, folder, figures)),
         page.Section("references", "Arms side by side", results.arms(found)),
-        page.Section("paired", "Fisher SAM against SAM", results.paired(found)),
-        page.Section("geometry", "Curvature and sharpness", trained.geometry(found)),
+        page.Section("paired", "Fisher SAM against SAM", differences + results.paired(found)),
+        page.Section("published", "Beside the paper", published.section(found)),
+        page.Section("robustness", "Robustness to parameter perturbation", trained.robustness(found, folder, figures)),
+        page.Section("geometry", "Curvature and sharpness", trained.geometry(found, folder, figures)),
         page.Section("curves", "Learning curves", results.curves(found, folder, figures)),
-        page.Section("cells", "All cells", results.cells(found)),
+        page.Section("cost", "Equal compute", cost.section(found, folder, figures)),
+        page.Section("diagnostics", "Diagnostics of training", diagnostics.section(found, folder, figures)),
         page.Section("stops", "Stopped early, and why", record.stops(found)),
+        page.Section("audit", stopping.title(found), stopping.section(found, folder, figures)),
         page.Section("failures", "Failures and divergence", record.failures(found)),
+        page.Section("cells", "All cells", results.cells(found)),
     ]
     return [summary, *(s for s in made if s.body), *end]

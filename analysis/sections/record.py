@@ -86,7 +86,9 @@ def reproduce(found: Findings) -> str:
     facts = [fact for run in found.runs for fact in _flat(run)]
     commits = [value for key, value in facts if key.endswith(_COMMIT) and value != "–"]
     at = f" at commit {commits[-1]}" if commits else ""
-    spec = yaml.safe_dump(_yaml_values(found.spec), sort_keys=False, allow_unicode=True, width=100)
+    spec = yaml.safe_dump(
+        _yaml_values(found.spec), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
     return (
         page.paragraph(f"Save the study below as {file} and, with this project{at}, run:")
         + page.listing(f"study run {file}\nstudy report <the folder that it names>")

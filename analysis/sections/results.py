@@ -11,9 +11,11 @@ from analysis import figures as draw
 from analysis import page, tables
 from analysis.conditions import also
 from analysis.findings import Findings, arms_with, points_of, state_line, status_counts, summary
+from analysis.sections import maps, stopping
 from analysis.words import absent, duration, measured, setting, settings, shown
 
 _MOST_PANELS = 8
+_MOST_PICTURES = 3  # of several maps each
 _MOST_ROWS = 400
 
 
@@ -56,6 +58,8 @@ def panels(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str
     shape = found.layout
     if shape.x is None:
         return ""
+    if shape.kind == "heatmap" and len(shape.panels) > 1:
+        return _maps(found, folder, figures)
     body = ""
     shown_panels = shape.panels[:_MOST_PANELS]
     for i, panel in enumerate(shown_panels):
@@ -80,6 +84,30 @@ def panels(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str
     if left:
         body += page.paragraph(f"{left} more panels are not drawn here; their numbers are in tables/cells.csv.")
     return body
+
+
+def _maps(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str:
+    """Several maps as small multiples, so many in a picture as can be read."""
+    shape = found.layout
+    assert shape.x is not None  # a map has two axes
+    assert shape.y is not None
+    body, most = "", maps.TOGETHER
+    pictures = [shape.panels[i : i + most] for i in range(0, len(shape.panels), most)][:_MOST_PICTURES]
+    for i, part in enumerate(pictures):
+        name = "heatmap" + (f"_{i + 1}" if len(pictures) > 1 else "")
+        axes, colours = maps.together(part, shape.x, shape.y)
+        figures[name] = draw.save(axes, folder / name)
+        first = part[0].cells
+        caption = _map_caption(pd.concat([panel.cells for panel in part]), shape.x, shape.y) + colours
+        caption += _own_values(found, first, shape.x, shape.y)
+        if shape.conditions:
+            caption += f" Best and dots: among the cells of one {' and '.join(shape.conditions)}, over all arms."
+        told = " ".join(f"{panel.title}: {_alternative(found, panel.cells)}" for panel in part)
+        body += page.picture(figures[name][0], told, caption)
+    left = len(shape.panels) - sum(map(len, pictures))
+    return body + (
+        page.paragraph(f"{left} more panels are not drawn here; their numbers are in tables/cells.csv.") if left else ""
+    )
 
 
 def _map_caption(cells: pd.DataFrame, x: str, y: str) -> str:
@@ -215,8 +243,11 @@ def curves(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str
     else:
         factors = found.layout.factors
         colour = next((f for f in ("gamma", *factors) if f in factors), "gamma")
-        axes = draw.learning_curves(lines, colour=colour, factors=factors)
+        rungs = stopping.rungs(found)
+        axes = draw.learning_curves(lines, colour=colour, factors=factors, rungs=rungs)
         caption = "Mean validation accuracy over the seeds by epoch; the best cell of each arm with its 95 % interval."
+        if rungs:
+            caption += " Vertical lines: the rungs at which cells were decided on."
     if lines.empty:
         return page.paragraph("No epoch has been recorded yet.")
     figures["learning_curves"] = draw.save(axes, folder / "learning_curves")

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis import figures as draw
 from analysis import page
 from analysis.findings import Findings
+from analysis.importance import FEWEST, importance
 from analysis.search import best_of_each, course, search_axes
 from analysis.words import measured, setting, shown
 
@@ -37,6 +38,7 @@ def search(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str
             "say where they were."
         )
     body += page.picture(figures["slices"][0], _told(found), caption)
+    body += _parallel(found, leaders, axes, folder, figures)
     steps = course(found.cells)
     figures["course"] = draw.save(draw.search_course(steps, found.arms), folder / "course")
     caption = (
@@ -48,7 +50,49 @@ def search(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str
         f"{r['arm']} {shown(r['best_so_far'], 'validation_accuracy')} % after {r['ended']} cells"
         for _, r in last.iterrows()
     )
-    return body + page.picture(figures["course"][0], f"Course of the best validation accuracy: {ends}.", caption)
+    body += page.picture(figures["course"][0], f"Course of the best validation accuracy: {ends}.", caption)
+    return body + _importance(found, axes, folder, figures)
+
+
+def _parallel(
+    found: Findings, cells: pd.DataFrame, axes: dict[str, bool], folder: Path, figures: dict[str, list[Path]]
+) -> str:
+    figures["parallel"] = draw.save(draw.parallel(cells, axes), folder / "parallel")
+    done = int((cells["status"] == "complete").sum())
+    caption = (
+        "A line a cell across its settings to its mean validation accuracy, logarithmic where the search is. Cells "
+        "that are not complete are grey, dashed, and end before it. Below: settings that a cell does not use. The "
+        "best of each arm has a rim and marks."
+    )
+    best = "; ".join(found.called(row) for _, row in found.choice.iterrows() if row["status"] == "complete")
+    return page.picture(figures["parallel"][0], f"{done} of {len(cells)} cells are complete. Best: {best}.", caption)
+
+
+def _importance(found: Findings, axes: dict[str, bool], folder: Path, figures: dict[str, list[Path]]) -> str:
+    """What each setting explains, and which arms have too few complete cells to say."""
+    frame = importance(found.cells, axes)
+    if frame.empty:
+        return ""
+    known, body = frame[frame["importance"].notna()], ""
+    if len(known):
+        figures["importance"] = draw.save(draw.importances(frame, found.arms), folder / "importance")
+        said = "; ".join(
+            f"{r['arm']} {r['setting']} {100 * r['importance']:.0f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}] % "
+            f"(n={r['n']})"
+            for _, r in known.iterrows()
+        )
+        caption = (
+            "Functional ANOVA with a random forest (Hutter, Hoos and Leyton-Brown 2014): the share of the variance of "
+            "validation accuracy over the search space that a setting explains by itself; what settings explain "
+            "together is in none. 95 % percentile bootstrap over cells. Complete cells only: where bad cells were "
+            "stopped early, this is about the better part of the space, and a sampler that looks where it expects "
+            "good cells has seen little of the rest."
+        )
+        body += page.picture(figures["importance"][0], f"Importance of the settings: {said}.", caption)
+    few = frame[frame["importance"].isna()].drop_duplicates("arm")
+    lines = [f"{r['arm']} has {r['n']}{' of one accuracy' if r['n'] >= FEWEST else ''}" for _, r in few.iterrows()]
+    said = f"The importance of settings takes {FEWEST} complete cells of an arm that differ: {', '.join(lines)}."
+    return body + (page.paragraph(said, "soft") if lines else "")
 
 
 def _best(found: Findings, best: pd.DataFrame, axes: list[str]) -> str:

@@ -10,9 +10,11 @@ from analysis import figures as draw
 from analysis import page
 from analysis.findings import Findings
 from analysis.robustness import chance, half_lost
+from analysis.sharpness import FEWEST, RankCorrelation, against_accuracy, rank_correlation
 from analysis.words import absent, measured, setting, settings, shown
 
 _MOST_PANELS = 6
+_FEWEST_POINTS = 3  # cells, below which a scatter says less than the table
 _STATISTICS = {
     "kept": " BatchNorm's running statistics stay as training left them.",
     "recomputed": " BatchNorm's running statistics are recomputed at each perturbed point.",
@@ -95,8 +97,8 @@ def _short(row: pd.Series) -> str:
     return text if absent(row["low"]) else f"{text} ± {shown((row['high'] - row['low']) / 2, 'test_accuracy')}"
 
 
-def geometry(found: Findings) -> str:
-    """Curvature and sharpness of the cells that stand for their arms."""
+def geometry(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str:
+    """Curvature and sharpness of the cells that stand for their arms, and of all cells against test accuracy."""
     body = ""
     curvature, sharpness = (found.measures.get(name) for name in ("curvature", "sharpness"))
     if curvature is not None:
@@ -106,7 +108,48 @@ def geometry(found: Findings) -> str:
     if body and found.tuned:
         note = "Each arm at the cell that validation chooses; the other cells are in the tables' folder."
         body = page.paragraph(note, "soft") + body
+    return body + _flatness(found, folder, figures)
+
+
+def _flatness(found: Findings, folder: Path, figures: dict[str, list[Path]]) -> str:
+    """Sharpness and curvature against test accuracy, a picture a condition; nothing for a handful of cells."""
+    points = against_accuracy(found.measures, found.replicates, found.cells)
+    conditions = list(found.layout.conditions)
+    groups = [("", points)]
+    if conditions and len(points):
+        groups = [
+            (settings(rows.iloc[0], conditions), rows)
+            for _, rows in points.groupby(conditions, dropna=False, sort=True)
+        ]
+    groups = [(name, rows) for name, rows in groups if rows["cell"].nunique() >= _FEWEST_POINTS]
+    body = ""
+    for i, (name, rows) in enumerate(groups[:_MOST_PANELS]):
+        shown_quantities = list(dict.fromkeys(rows["quantity"]))[:_MOST_PANELS]
+        mine = rows[rows["quantity"].isin(shown_quantities)]
+        notes, told = {}, []
+        for quantity, own in mine.groupby("quantity", sort=False):
+            found_rank = rank_correlation(own["x"], own["y"])
+            notes[str(quantity)] = _rank(found_rank)
+            told.append(f"{quantity}: {_rank(found_rank)}")
+        stem = "sharpness" + (f"_{i + 1}" if len(groups) > 1 else "")
+        figures[stem] = draw.save(draw.sharpness_against_accuracy(mine, found.arms, notes=notes), folder / stem)
+        caption = (
+            "All complete cells, a mark each: means over the seeds with 95 % intervals. Over the panels Spearman's "
+            "rank correlation with its 95 % bootstrap interval over cells. Cells of one study share their seeds and "
+            "settings: an association among them, not a cause."
+        )
+        where = f"{name}: " if name else ""
+        alternative = f"{where}Test accuracy against {'; '.join(told)}."
+        left = rows["quantity"].nunique() - len(shown_quantities)
+        caption += f" {left} more quantities are in the tables only." if left else ""
+        body += page.picture(figures[stem][0], alternative, where + caption)
     return body
+
+
+def _rank(found: RankCorrelation) -> str:
+    if absent(found.rho):
+        return f"{found.n} cells: no rank correlation, {FEWEST} that differ are needed"
+    return f"Spearman {found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {found.n} cells"
 
 
 def _curvature(found: Findings, frame: pd.DataFrame) -> str:

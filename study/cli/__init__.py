@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from study.cli import looking, merging, planning, running
+from study.cli import auditing, exporting, looking, merging, planning, running
 from study.cli.codes import BAD_INPUT, INTERRUPTED
 from study.preflight import ClusterError
 from study.spec import StudyError
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     parser = _Parser(prog="study", description="Studies of sharpness-aware training on Ray Tune.", epilog=_EPILOG)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (planning, running, looking, merging):
+    for module in (planning, running, looking, auditing, exporting, merging):
         module.register(verbs)
     options = parser.parse_args(arguments)
     _warn_in_lines()

@@ -1,12 +1,15 @@
-"""The verbs that read a study's folder or need none: status, report, export, toy."""
+"""The verbs that read a study's folder or need none: status, report, toy."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from study.cli.codes import OK
+from study.cli.codes import BAD_INPUT, OK
 from study.reader import open_study
 from study.store import StoreError
 
@@ -19,19 +22,18 @@ def register(verbs: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(verb=status)
 
-    parser = verbs.add_parser("report", help="draw the figures, tables and page of a study's folder")
-    parser.add_argument("folder", help="the study's folder, e.g. results/digits_sensitivity, or a URI")
+    parser = verbs.add_parser(
+        "report", help="draw the figures, tables and page of a study's folder, or compare several"
+    )
     parser.add_argument(
-        "--out", help="where to write it (default: the folder's own report/; NAME-report here if that is remote)"
+        "folder", nargs="+", help="a study's folder, e.g. results/digits_sensitivity, or a URI; several are compared"
+    )
+    parser.add_argument(
+        "--out",
+        help="where to write it (default: the folder's own report/; NAME-report here if that is remote; "
+        "studies-report here for several)",
     )
     parser.set_defaults(verb=report)
-
-    parser = verbs.add_parser("export", help="write a trained network's weights, for `pretrained:` of another study")
-    parser.add_argument("folder", help="the study's folder or URI")
-    parser.add_argument("--out", required=True, help="the file to write (safetensors)")
-    parser.add_argument("--cell", help="id of a cell, or its beginning (default: the best by validation)")
-    parser.add_argument("--seed", type=int, help="which replicate (default: the lowest seed)")
-    parser.set_defaults(verb=export)
 
     parser = verbs.add_parser("toy", help="draw the paper's two-dimensional example (section 3.1, figures 1 to 3)")
     parser.add_argument("--out", default="results/toy", help="where to write figures and tables (default: results/toy)")
@@ -53,22 +55,49 @@ def status(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    print_report(options.folder, options.out)
+    if len(options.folder) > 1:
+        return compare(options.folder, options.out)
+    print_report(options.folder[0], options.out)
     return OK
 
 
-def export(options: argparse.Namespace) -> int:
-    from analysis.tables import best_cell, cells
-    from study.export import export as write
+def compare(uris: Sequence[str], out: str | None) -> int:
+    """Compare several studies; those that cannot be read are left out, and the exit code says so.
 
-    reader, cell = open_study(options.folder), options.cell
-    if cell is None:
-        best = best_cell(cells(reader.replicates()))
-        if best is None:
-            raise StoreError(f"{reader.folder.uri}: no cell is complete yet")
-        cell = str(best["cell"])
-    print(write(reader, options.out, cell, options.seed))
-    return OK
+    Raises:
+        StoreError: none can be read, or the page cannot be written.
+    """
+    from analysis.report import file_lines, write_comparison
+    from analysis.studies import labels
+
+    readers, problems = {}, []
+    for uri in uris:
+        try:
+            reader = open_study(uri)
+            reader.replicates()  # a damaged record is found out here and not in the middle of the page
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        readers[reader.folder.uri] = reader
+    if not readers:
+        raise StoreError("\n".join(problems))
+    names = labels([str(reader.spec["name"]) for reader in readers.values()], list(readers))
+    with _writing(out := out or "studies-report"):
+        made = write_comparison(dict(zip(names, readers.values(), strict=True)), out, problems)
+    print("\n".join([*made.lines, *file_lines(made)]))
+    for problem in problems:
+        print(f"study: left out: {problem}", file=sys.stderr)
+    return BAD_INPUT if problems else OK
+
+
+@contextmanager
+def _writing(out: str) -> Iterator[None]:
+    if "://" in out:
+        raise StoreError(f"--out {out}: a report is written to a folder of this machine")
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write the report to {out}: {error.strerror or error}") from None
 
 
 def toy(options: argparse.Namespace) -> int:
@@ -89,11 +118,7 @@ def print_report(uri: str, out: str | None) -> None:
     if out is None:
         # Pictures of a study on object storage are for the person at this machine.
         out = f"{reader.folder.uri}/report" if reader.folder.is_local else f"{reader.spec['name']}-report"
-    if "://" in out:
-        raise StoreError(f"--out {out}: a report is written to a folder of this machine")
-    try:
+    with _writing(out):
         report = write_report(reader, out)
-    except OSError as error:
-        raise StoreError(f"cannot write the report to {out}: {error.strerror or error}") from None
     for line in summary_lines(reader, report):
         print(line)

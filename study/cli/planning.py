@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
         "cells_to_sample": plan.unsampled(),
         "unmeasurable": plan.unmeasurable,
         "rungs": plan.rungs(),
+        "early_stopping": _expected(plan),
         "work": plan.work(),
         "done": [{"cell": cell, "seed": seed, "status": row["status"]} for (cell, seed), row in plan.ended.items()],
         "trials": [
@@ -125,6 +127,7 @@ def plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
     lines.append(
         f"  scheduler {study.scheduler}" + (f": decides at epochs {', '.join(map(str, rungs))}" if rungs else "")
     )
+    lines += [f"  {line}" for line in _stopping_lines(plan)]
     lines.append(f"  folder {folder.uri}")
     work = plan.work()
     if measure and not train:
@@ -141,6 +144,53 @@ def plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
     else:
         lines.append("  nothing is missing")
     return lines
+
+
+def _expected(plan: Plan) -> dict[str, Any] | None:
+    """What ASHA would do to this plan if cells were ranked at random: share of the epochs saved, cells trained in full,
+    cells of each arm; None under fifo.
+    """
+    if plan.study.scheduler.name != "asha":
+        return None
+    from analysis.replay import Setting, expected
+
+    epochs = {arm: asha.max_t for arm, asha in plan.ashas().items()}
+    counts = Counter(cell.arm for cell in plan.cells)
+    counts.update(plan.unsampled())
+    arms = {arm: counts[arm] for arm in epochs}
+    found = expected([(n, epochs[arm]) for arm, n in arms.items()], Setting(*plan.study.scheduler.settings()))
+    return {"saved": round(found.saved, 4), "complete": round(found.complete, 2), "cells": arms}
+
+
+#: A share of the epochs below which early stopping is not worth what it loses.
+_WORTH = 0.25
+
+
+def _stopping_lines(plan: Plan) -> list[str]:
+    """A warning where a study is too small for ASHA to pay."""
+    expected = _expected(plan)
+    if expected is None:
+        return []
+    _, factor = plan.study.scheduler.settings()
+    # The only cell of an arm is never stopped.
+    few = [f"{arm} ({n})" for arm, n in expected["cells"].items() if 1 < n < factor**2]
+    if few:
+        why = (
+            f"too few cells for ASHA to choose well: {', '.join(few)}, fewer than reduction_factor squared "
+            f"({factor**2}); a cell is judged by a handful of others"
+        )
+    elif expected["saved"] < _WORTH:
+        why = "ASHA can save little here"
+    else:
+        return []
+    more = "lower grace_period" if expected["saved"] < _WORTH else "lower reduction_factor, plan more cells"
+    cells = sum(expected["cells"].values())
+    return [
+        f"warning: {why}",
+        f"  if cells ranked at random, it would save {expected['saved'] * 100:.0f} % of the epochs and train "
+        f"{expected['complete']:.0f} of {count(cells, 'cell')} in full",
+        f"  train all in full (--set scheduler=fifo), or {more}; `study audit` says what stopping would have lost",
+    ]
 
 
 def _arm_cells(plan: Plan, arm: str) -> str:

@@ -62,9 +62,10 @@ def test_report_holds_its_figures_tables_and_page(report, tmp_path):
     tables = ("replicates", "cells", "history", "decisions", "fsam_minus_sam", "differences")
     assert names == {
         *("heatmap.png", "heatmap.svg", "learning_curves.png", "learning_curves.svg", "report.html"),
+        *(f"{f}.{s}" for f in ("difference", "survival", "early_stopping", "rank_correlation") for s in ("png", "svg")),
         *(f"tables/{t}.{s}" for t in tables for s in ("csv", "parquet")),
     }
-    assert len(page.images) == 2
+    assert len(page.images) == 6
     assert page.anchors >= {"summary", "sensitivity", "paired", "curves", "cells", "stops", "failures", "provenance"}
 
 
@@ -98,7 +99,7 @@ def test_nothing_that_a_study_says_becomes_markup(golden, tmp_path):
     reader = FakeReader(frame, history_of(frame), spec=spec, runs=[{"<i>": evil}])
     page, text = read(write_report(reader, tmp_path))
     assert "alert('x')" in text
-    assert len(page.images) == 2
+    assert len(page.images) == 5
 
 
 def test_a_study_without_a_plan_reports_that(tmp_path):
@@ -131,7 +132,7 @@ def test_a_third_setting_makes_a_map_of_each_of_its_values(tmp_path):
     parts = [figure_five(seeds=2, gammas=(0.1, 0.5), etas=(0.1, 1.0)).assign(label_noise=noise) for noise in (0.0, 0.4)]
     frame = pd.concat(p.assign(cell=p["cell"] + str(i)) for i, p in enumerate(parts))
     report = write_report(FakeReader(frame.reset_index(drop=True)), tmp_path)
-    assert set(report.figures) == {"heatmap_1", "heatmap_2", "label_noise"}
+    assert set(report.figures) == {"heatmap", "difference_1", "difference_2", "label_noise"}
 
 
 def test_a_second_report_replaces_the_first(golden_reader, tmp_path):

@@ -132,7 +132,7 @@ def test_the_report_shows_the_curve_of_the_cell_that_validation_chooses(tmp_path
     report = write_report(reader, tmp_path)
     assert "robustness" in report.figures
     text = report.html.read_text()
-    section = text[text.index('id="robustness"') : text.index('id="references"')]
+    section = text[text.index('<section id="robustness"') :].split("</section>")[0]
     assert "gamma 0.1" in section
     assert "gamma 0.5" not in section
     kept = pd.read_csv(tmp_path / "tables" / "robustness.csv")

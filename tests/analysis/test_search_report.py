@@ -75,7 +75,8 @@ def test_the_course_figure_steps_at_the_running_best():
 def test_the_report_of_a_search_has_its_best_cells_slices_and_course_and_no_map(tmp_path):
     frame = searched()
     report = write_report(FakeReader(frame, history_of(frame), spec=SEARCH_SPEC), tmp_path)
-    assert set(report.figures) == {"slices", "course", "learning_curves"}
+    assert {"slices", "parallel", "course", "importance", "learning_curves"} <= set(report.figures)
+    assert not any(name.startswith(("heatmap", "sensitivity")) for name in report.figures)
     assert report.heatmap is None
     text = report.html.read_text()
     assert "What the search found" in text

@@ -134,7 +134,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
         main(["step"])
     assert ended.value.code == 2
     assert f"step (known: {', '.join(BENCHMARKS)})" in " ".join(capsys.readouterr().err.split())
-    assert {"steps", "augmentation", "control_plane", "bookkeeping", "soak", "fault_matrix"} == set(BENCHMARKS)
+    assert {"steps", "augmentation", "control_plane", "bookkeeping", "replay", "soak", "fault_matrix"} == set(
+        BENCHMARKS
+    )
 
 
 def test_rounds_run_everything_in_turn():

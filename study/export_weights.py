@@ -1,4 +1,4 @@
-"""The verb `study export`: a trained replicate's weights as one file, which `pretrained:` of another study takes."""
+"""A trained replicate's weights as one file, which `pretrained:` of another study takes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def choose(reader: StudyReader, cell: str, seed: int | None) -> pd.Series:
     return found.sort_values("seed").iloc[0]
 
 
-def export(reader: StudyReader, out: str, cell: str, seed: int | None = None) -> str:
+def export_weights(reader: StudyReader, out: str, cell: str, seed: int | None = None) -> str:
     """Write a complete replicate's weights as safetensors, with what it is in their metadata; a line that says so.
 
     Raises:
