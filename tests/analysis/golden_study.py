@@ -1,7 +1,7 @@
 """Study folders with every status, written through the real store as a run writes them; nobody trained them.
 
 `golden` crosses gamma and eta under ASHA and has every status, `golden_noise` has conditions and measures,
-`golden_search` is a search; `large` is one of any size, quickly made. Learning curves end at each replicate's own accuracy.
+`golden_search` is a search; `large` is one of any size, quickly made. Curves end at each replicate's own accuracy.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 import pytest
-from faults.disturbed import INJECT, Tables, disturb, environment_of, problems, undisturbed
+from faults.disturbed import INJECT, Calm, Tables, disturb, environment_of, judge, problems, undisturbed
 from faults.matrix import EVERY, FAULTS, LAST_CHECKPOINT, PHASES, SCHEDULERS, Case, cases, selection, sensible
 from processes import ENVIRONMENT
 
@@ -22,15 +22,8 @@ SELECTED = [case.name for case in selection()]
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
-    """The tables of the undisturbed study, by scheduler; each is run once."""
-    found = {}
-
-    def of(scheduler):
-        if scheduler not in found:
-            found[scheduler] = Tables.of(undisturbed(scheduler, tmp_path_factory.mktemp("calm")).folder)
-        return found[scheduler]
-
-    return of
+    """The study in full, which nothing disturbs."""
+    return Calm(Tables.of(undisturbed("fifo", tmp_path_factory.mktemp("calm")).folder))
 
 
 def test_which_cases_run_here(capsys):
@@ -47,10 +40,16 @@ def test_which_cases_run_here(capsys):
     ],
 )
 def test_a_disturbed_study_ends_as_an_undisturbed_one(case, calm, tmp_path):
-    expected = calm(case.scheduler)
     ran = disturb(case, tmp_path)
-    found = problems(case, ran, expected)
+    found = problems(case, ran, calm)
     assert not found, f"{found}\n{ran.output[-4000:]}"
+
+
+def test_an_undisturbed_study_under_asha_is_what_the_full_curves_and_its_order_give(calm, tmp_path):
+    ran = undisturbed("asha", tmp_path)
+    judged = judge(Case("nothing", "", "asha"), ran, calm)
+    assert (judged.differences, judged.lost, judged.added) == ((), 0, 0)
+    assert len(Tables.of(ran.folder).history) < len(calm.full.history), "a cell was stopped"
 
 
 def test_every_fault_meets_every_phase_or_there_is_a_reason():

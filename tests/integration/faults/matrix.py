@@ -26,7 +26,9 @@ resources: {{cpu: 1, gpu: 0}}
 scheduler: SCHEDULER
 """
 
-SCHEDULERS = {"fifo": "fifo", "asha": "{name: asha, grace_period: 1, reduction_factor: 3}"}
+ASHA = {"grace_period": 1, "reduction_factor": 3}
+
+SCHEDULERS = {"fifo": "fifo", "asha": f"{{name: asha, {', '.join(f'{k}: {v}' for k, v in ASHA.items())}}}"}
 
 #: ASHA's decision that stops the third trial.
 STOPPING = 6
