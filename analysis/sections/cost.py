@@ -127,7 +127,7 @@ def _table(
     for name, values, _ in groups:
         for kind in kinds:
             for _, row in there[(name, kind)].iterrows():
-                at = "–" if absent(row["epoch"]) else f"{row['epoch']:.4g} of {row['epochs']:.0f}"
+                at = "–" if absent(row["epoch"]) else f"{row['epoch']:.3g} of {row['epochs']:.0f}"
                 mean = measured(*(row[k] for k in ("mean", "low", "high", "n")))
                 rows.append(
                     [
