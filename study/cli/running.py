@@ -103,7 +103,7 @@ def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: arg
 
     with connected(options.address, options.cpus):
         # Whoever stops this process politely gets the clean end of the keyboard's; Ray has just set its own.
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _interrupt)
         summary = run_plan(plan, folder, run, text(options.file), lease)
     ended = ", ".join(f"{n} {state}" for state, n in summary.ended.items()) or "none ended"
     print(
@@ -128,6 +128,13 @@ def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: arg
         )
         return FAILED_TRIALS
     return FAILED_TRIALS if summary.unmeasured else OK
+
+
+def _interrupt(*_: Any) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's `&` starts it so, and until Ray Tune trains nobody else has set it.
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _refuse_another_study(study: Study, plan: Plan, folder: StudyFolder) -> None:

@@ -110,6 +110,7 @@ def checkpoints(folder):
     return [path for path in folder.walk("trials") if path.endswith(".pt")]
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_stops_the_run_and_with_more_room_the_same_command_goes_on(disk, file, calm):
     code, _, err = ended(start(file, disk))
     assert_stopped_by("No space left on device", code, err)

@@ -107,6 +107,7 @@ def test_the_second_driver_is_told_who_holds_the_study_and_the_first_goes_on(ref
     assert holder(Files(str(folder))) is None
 
 
+@pytest.mark.long
 def test_the_study_of_a_killed_driver_is_taken_over_at_once(calm, drivers, tmp_path):
     folder = tmp_path / "contended"
     first = drivers()

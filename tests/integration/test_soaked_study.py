@@ -14,6 +14,7 @@ def lost(counts):
     return {name: value for name, value in found.items() if value}
 
 
+@pytest.mark.long
 def test_a_few_trials_survive_kills_of_workers_and_of_the_driver():
     few = soak.Scale(24, seeds=2, epochs=4, every=2, pause=(0.5, 1.5), drivers=(0.6,), looped=2, most=2)
     found = soak.measure(few)
