@@ -49,7 +49,7 @@ MERGING = {"study.records": {"FAN": 2, "ENDS_EVERY": 0.0, "EPOCHS_EVERY": 0.0}}
 #: Every report is written at once, so that the driver writes while the worker trains the next epoch.
 WRITING = {"study.records": {"ENDS_EVERY": 0.0, "EPOCHS_EVERY": 0.0}}
 
-#: Seed and size of the selection. Of the seeds tried, one whose cases have four faults, four phases and both schedulers.
+#: Seed and size of the selection: of the seeds tried, one with four faults, four phases and both schedulers.
 SELECTION, SELECTED = 1, 4
 
 #: Where each phase is: in the second trial that is trained, unless only one trial has it.
