@@ -132,9 +132,10 @@ def beside(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFra
         nothing.
 
         The interval: the paper explains neither its ± nor its n. Be ± a standard deviation over runs, a standard error
-        or half an interval, the standard error of the paper's mean is at most ±. An interval from the square root of
-        (std^2 / n + spread^2), with Student's t of our n - 1 degrees of freedom, is therefore wide rather than narrow.
-        It is missing where n < 2 or the paper gives no ±.
+        or half an interval, the standard error of the paper's mean is at most ±. The interval is made from the square
+        root of (std^2 / n + spread^2) with Student's t of our n - 1 degrees of freedom: wide rather than narrow, unless
+        the paper's ± is a standard deviation over far fewer runs than ours. It is missing where n < 2 or the paper
+        gives no ±.
     """
     paper = _read() if paper is None else paper
     metric = table["metric"].iloc[0] if len(table) and "metric" in table else ""

@@ -185,6 +185,12 @@ def test_a_loss_has_its_lowest_mean_in_bold_and_four_decimals():
         values = [float(m[2]) for m in found]
         assert found[int(np.argmin(values))][1]
         assert all(len(m[2].split(".")[1]) == 4 for m in found)
+        own = frame[frame["label_noise"] == float(row[0])].pivot(index="seed", columns="arm", values="test_loss")
+        best = own.mean().idxmin()
+        for arm, match in zip(ARMS, found, strict=True):
+            if arm != best:
+                low, high = stats.ttest_rel(own[arm], own[best]).confidence_interval(0.95)
+                assert bool(match[3]) == (low <= 0 <= high)
 
 
 def test_the_interval_of_the_mean_on_demand():

@@ -258,6 +258,10 @@ def test_the_papers_gamma_and_eta_stand_before_the_best_by_validation_and_this_b
     out = beside(cells(pd.DataFrame(rows[2:]))).iloc[0]
     assert (out["cell"], out["chosen_by"]) == ("valid", "validation, of 2 cells")
     assert out["why_not"] == "gamma 0.05 instead of 0.1"
+    # Having the paper's gamma alone is no merit: the two are one choice.
+    half = rows[2:4] + rows_of("gamma", [0.92, 0.92], [0.92, 0.92], eta=10.0)
+    half += rows_of("neither", [0.90, 0.90], [0.999, 0.999], gamma=0.5, eta=10.0)
+    assert beside(cells(pd.DataFrame(half))).iloc[0]["cell"] == "neither"
     # Of cells at the paper's point the nearest in the rest.
     rows += rows_of("longer", [0.99, 0.99], [0.999, 0.999], epochs=300)
     out = beside(cells(pd.DataFrame(rows))).iloc[0]
