@@ -511,10 +511,11 @@ def advice(recorded: Recorded, found: Audit) -> list[str]:
         row: Any = safe.sort_values(["saved", "grace_period"], ascending=[False, True], kind="stable").iloc[0]
         bests = found.lost[found.lost["place"] == 1]
         first = bests[[_setting(own) == _setting(row) for _, own in bests.iterrows()]]
+        which = f"Of these, {named(row)} saves most" if total > 1 else "It saves"
         lines.append(
-            f"{len(safe)} of {_counted(total, 'setting')} {yardstick} in {every}. Of these, {named(row)} "
-            f"saves most: {_ranged(row, 'saved', 0)} % of the epochs, at a regret of {_ranged(row, 'regret', 2)} "
-            f"points; it stopped {'a' if len(first) > 1 else 'the'} best cell in {int(first['stops'].max())} of "
+            f"{len(safe)} of {_counted(total, 'setting')} {yardstick} in {every}. {which}: {_ranged(row, 'saved', 0)} "
+            f"% of the epochs, at a regret of {_ranged(row, 'regret', 2)} points; it stopped "
+            f"{'a' if len(first) > 1 else 'the'} best cell in {int(first['stops'].max())} of "
             f"{_counted(orders, 'order')}."
         )
         lines.append(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from analysis.intervals import LEVEL, holm, interval, p_value
+from analysis.intervals import LEVEL, SPREAD, holm, interval, p_value
 from analysis.tables import best_cells, cells, varied
 
 #: Settings that say which method probes, rather than the conditions under which methods are compared.
@@ -68,7 +68,7 @@ def difference(
     names = a[["cell", *on, *extra]].drop_duplicates("cell").rename(columns={"cell": "cell_a"})
     out = names.merge(out, on="cell_a")
     out["metric"] = metric
-    out["effect"] = out["difference"] / out["std"].where(out["std"] > 0)
+    out["effect"] = out["difference"] / out["std"].where(out["std"] > SPREAD)
     first = [*on, *extra, "cell_a", "cell_b", "metric"]
     return out[[*first, *(c for c in out if c not in first)]]
 
@@ -106,7 +106,8 @@ def indistinguishable(
     """Every other complete cell against the best one, paired over shared seeds.
 
     The best cell is chosen by validation accuracy and compared on the test set, so that the choice does not bias the
-    comparison. `indistinguishable` means that the 95 % t interval of the paired difference contains 0. By default
+    comparison. `indistinguishable` means that the 95 % t interval of the paired difference contains 0, or that there is
+    none, since every seed gives the same difference and nothing says how far that would vary. By default
     nothing corrects for the number of cells: of twenty cells as good as the best, one is expected to be told apart
     by chance. With `correction="holm"` a cell is told apart only where its Holm-adjusted p is below 0.05; with the
     two or three seeds of a small study that leaves hardly any.

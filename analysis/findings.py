@@ -138,8 +138,10 @@ def state_line(found: Findings) -> str | None:
     if waiting == planned:
         return f"Nothing has been trained yet: all {planned} replicates are missing."
     if waiting or running:
+        other = planned - done - running - waiting
+        ended = f", {other} ended otherwise" if other else ""
         return (
-            f"This study is not finished: of {planned} replicates {done} are complete, {running} running and "
+            f"This study is not finished: of {planned} replicates {done} are complete{ended}, {running} begun and "
             f"{waiting} missing. What follows may change."
         )
     return None

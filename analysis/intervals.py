@@ -14,7 +14,7 @@ import numpy.typing as npt
 LEVEL = 0.95
 
 #: A standard deviation below this is the rounding of equal values.
-_SPREAD = 1e-12
+SPREAD = 1e-12
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ def interval(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike, level: f
     enough = n >= 2
     safe = np.where(enough, n, 2.0)
     half = stdtrit(safe - 1, (1 + level) / 2) * std / np.sqrt(safe)
-    half = np.where(enough & (std > _SPREAD), half, np.nan)
+    half = np.where(enough & (std > SPREAD), half, np.nan)
     return mean - half, mean + half
 
 
@@ -71,7 +71,7 @@ def interval_of(
     known = known[np.isfinite(known)]
     if method not in ("t", "bootstrap"):
         raise ValueError(f"method {method!r}: one of t, bootstrap")
-    if len(known) < 2 or known.std(ddof=1) <= _SPREAD:
+    if len(known) < 2 or known.std(ddof=1) <= SPREAD:
         return float("nan"), float("nan")
     if method == "t":
         low, high = interval(known.mean(), known.std(ddof=1), len(known), level)
@@ -102,8 +102,8 @@ def p_value(mean: npt.ArrayLike, std: npt.ArrayLike, n: npt.ArrayLike) -> Floats
     safe = np.where(enough, n, 2.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(mean) / (std / np.sqrt(safe))
-    equal = std <= _SPREAD
-    p = np.where(equal, np.where(np.abs(mean) <= _SPREAD, 1.0, np.nan), 2 * stdtr(safe - 1, -t))
+    equal = std <= SPREAD
+    p = np.where(equal, np.where(np.abs(mean) <= SPREAD, 1.0, np.nan), 2 * stdtr(safe - 1, -t))
     return np.where(enough, p, np.nan)
 
 

@@ -244,16 +244,23 @@ def _caption(caption: str | None, choice: pd.DataFrame, spread: str, n: Sequence
 
 
 def _note(cells: pd.DataFrame, choice: pd.DataFrame, conditions: Sequence[str], tested: bool, marked: bool) -> str:
-    said = ["Bold: the best mean of its row" + (" and group" if len(conditions) > 1 else "") + " on the test set."]
+    partial = bool((choice["status"] == "partial").any())
+    whose = "of the complete cells of its row" if partial else "of its row"
+    said = [f"Bold: the best mean {whose}" + (" and group" if len(conditions) > 1 else "") + " on the test set."]
+    rivals = choice[choice["status"] == "complete"].groupby([*conditions, "metric"], dropna=False).size()
+    if tested and not (rivals > 1).any():
+        tested = False
     if not tested:
         said.append("Whether others can be told from it was not tested.")
     elif marked:
         said.append(
             r"$^{\dagger}$ Not told from it: the paired 95\,\% t interval over the shared seeds contains 0 "
-            "(uncorrected), or fewer than two seeds are shared."
+            "(uncorrected), or there is none: fewer than two shared seeds, or the same difference in all of them."
         )
     else:
-        said.append(r"All others are told from it (paired 95\,\% t interval over the shared seeds, uncorrected).")
+        said.append(
+            r"All other complete cells are told from it (paired 95\,\% t interval over the shared seeds, uncorrected)."
+        )
     if (choice["cells_planned"] > 1).any():
         said.append("Of an arm's cells the one of highest validation accuracy stands here.")
     # Settings that differ between rows or arms are not in the table; the arms' own are the method.

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.tables import by_rank
+
 #: Ends of a cell. A search's budget counts cells, whether or not they were trained to their last epoch.
 _ENDED = ("complete", "stopped", "diverged", "failed")
 
@@ -39,8 +41,7 @@ def course(cells: pd.DataFrame) -> pd.DataFrame:
 
 def best_of_each(cells: pd.DataFrame, most: int = 3) -> pd.DataFrame:
     """The `most` complete cells of each arm with the highest mean validation accuracy, best first, arms in order."""
-    done = cells[(cells["status"] == "complete") & cells["validation_mean"].notna()]
+    best = cells.loc[by_rank(cells)]
     place = {arm: i for i, arm in enumerate(dict.fromkeys(cells["arm"]))}
-    ranked = done.assign(_arm=done["arm"].map(place), _mean=-done["validation_mean"].round(12))
-    ranked = ranked.sort_values(["_arm", "_mean", "cell"], kind="stable")
-    return ranked.groupby("arm", sort=False).head(most).drop(columns=["_arm", "_mean"])
+    best = best.sort_values("arm", key=lambda arms: arms.map(place), kind="stable")
+    return best.groupby("arm", sort=False).head(most)

@@ -99,8 +99,12 @@ def compare(found: Mapping[str, Findings]) -> Comparison:
     )
 
 
+#: Never tuned away, though a study may cross them: an accuracy after other epochs or on other data is another quantity.
+_FIDELITY = frozenset({"epochs", "train_size", "dataset"})
+
+
 def _tuned(found: Mapping[str, Findings]) -> set[str]:
-    return {name for f in found.values() for name in f.tuned}
+    return {name for f in found.values() for name in f.tuned} - _FIDELITY
 
 
 def _values(rows: pd.DataFrame, field: str) -> list[Any]:

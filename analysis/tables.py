@@ -175,7 +175,7 @@ def best_cell(table: pd.DataFrame) -> pd.Series | None:
         return None
     if "seed" in table:
         table = cells(table)
-    ranked = _ranked(table)
+    ranked = by_rank(table)
     return table.loc[ranked[0]] if len(ranked) else None
 
 
@@ -188,14 +188,14 @@ def best_cells(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Returns:
         The chosen rows in the order of `table`; none for a group without a complete cell.
     """
-    ranked = table.loc[_ranked(table)]
+    ranked = table.loc[by_rank(table)]
     if not by:
         return ranked.iloc[:1]
     first = ranked.groupby(list(by), dropna=False, sort=False).head(1)
     return table.loc[table.index.isin(first.index)]
 
 
-def _ranked(table: pd.DataFrame) -> pd.Index:
+def by_rank(table: pd.DataFrame) -> pd.Index:
     """Labels of the complete cells, the best by validation first; see `best_cell` for ties."""
     done = table[(table["status"] == "complete") & table["validation_mean"].notna()]
     # Rounded, so that two means of the same values in another order tie rather than differ in the last bit.

@@ -88,6 +88,11 @@ def points(difference: float, low: float, high: float, n: int) -> str:
     return f"{text} ({_seeds(low, n)})"
 
 
+def probability(p: float) -> str:
+    """A p value with three decimals: `0.034`; `<0.001` where they would be zeros."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def settings(row: Mapping[str, Any] | pd.Series, fields: Iterable[str]) -> str:
     """The settings that a cell uses: `gamma 0.1, eta 1`."""
     return ", ".join(f"{f} {setting(row[f])}" for f in fields if f in row and not absent(row[f]))

@@ -8,6 +8,7 @@ decide the same, field by field. `replay` does that; where it fails it says whic
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Mismatch:
         """One line."""
         head = f"decision {self.sequence} of run {self.run} (trial {self.trial}): recorded {verdict(self.recorded)}"
         follows = "no decision" if self.replayed is None else verdict(self.replayed)
-        return f"{head}; what follows is {follows}: {self.why}"
+        return f"{head}; replayed: {follows} ({self.why})"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def replay(
     found: list[Mismatch] = []
     for group, known in _groups({row["run"] for row in planned}, merged):
         ashas: dict[str, Asha] = {}
+        pooled: Counter[int] = Counter()
         for row in planned:
             if row["run"] not in known:
                 continue
@@ -109,10 +111,13 @@ def replay(
             if arm not in ashas:
                 ashas[arm] = asha(arm)
             recorded = as_decision(row)
+            pooled[recorded.rung] += 1
             if row["run"] in group:
                 again = ashas[arm].decide(recorded.cell, recorded.epoch, recorded.value)
                 if again is None or not _equal(again, recorded):
                     why = _likely(recorded, again, row["run"], merged, recorded.rung in left)
+                    if again is not None and again.n < recorded.n == pooled[recorded.rung]:
+                        why = "it was taken by an older version, in which all arms shared their rungs"
                     found.append(Mismatch(row["run"], row["sequence"], row["trial"], recorded, again, why))
             # What was decided is what the next decisions were taken after, right or wrong.
             ashas[arm].rebuild([recorded])

@@ -79,9 +79,10 @@ class StudyReader:
             found = [running.get((str(c), int(seed))) if status == "missing" else None for c, seed, status in keys]
             here = [at is not None for at in found]
             begun = [at for at in found if at is not None]
-            frame.loc[here, "status"] = "running"
-            frame.loc[here, "epoch"] = [epoch for epoch, _ in begun]
-            frame.loc[here, "trial"] = [trial for _, trial in begun]
+            if begun:  # else the columns may be of a type that takes no empty list
+                frame.loc[here, "status"] = "running"
+                frame.loc[here, "epoch"] = [epoch for epoch, _ in begun]
+                frame.loc[here, "trial"] = [trial for _, trial in begun]
         numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "run")]
         frame[numeric] = frame[numeric].apply(pd.to_numeric)
         frame["epoch"] = pd.to_numeric(frame["epoch"])

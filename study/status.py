@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -482,6 +483,10 @@ def _best_line(best: Best) -> str:
     return f"best complete cell so far, by validation: {best.name}: {value} (cell {best.cell})"
 
 
+#: Decisions that do not follow from those before them which are told one by one; of one cause there are many.
+_MOST_MISMATCHES = 3
+
+
 def _ledger_lines(ledger: Ledger) -> list[str]:
     if not ledger.decisions and not ledger.unplanned:
         return ["ledger: nothing has been decided yet"]
@@ -489,7 +494,13 @@ def _ledger_lines(ledger: Ledger) -> list[str]:
     head = f"ledger: {count(ledger.decisions, 'decision')}{unplanned}; replayed, "
     if not ledger.mismatches:
         return [head + "each follows from those before it"]
-    return [f"{head}{len(ledger.mismatches):,} do not follow from those before them:", *_cut(ledger.mismatches, "  ")]
+    shown = [
+        textwrap.fill(line, 118, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in ledger.mismatches[:_MOST_MISMATCHES]
+    ]
+    left = len(ledger.mismatches) - len(shown)
+    more = [f"  and {left:,} more; --json has all"] if left else []
+    return [f"{head}{len(ledger.mismatches):,} do not follow from those before them:", *shown, *more]
 
 
 def _cut(found: Sequence[str], indent: str = "") -> list[str]:

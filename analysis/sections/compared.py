@@ -16,7 +16,7 @@ from analysis.findings import Findings, outcome, points_of, state_line, status_c
 from analysis.sections import record
 from analysis.studies import Comparison, beside
 from analysis.tables import CELL_STATUSES
-from analysis.words import absent, measured, setting
+from analysis.words import absent, measured, probability, setting
 
 _MOST_ROWS = 200
 _MOST_STUDIES = _MOST_PANELS = 6
@@ -125,7 +125,7 @@ def _differences(comparison: Comparison) -> str:
         return ""
     rows, conditions = [], list(comparison.conditions)
     for _, row in frame.head(_MOST_ROWS).iterrows():
-        p = "–" if absent(row["p"]) else f"{row['p']:.3f} ({row['p_holm']:.3f})"
+        p = "–" if absent(row["p"]) else f"{probability(row['p'])} ({probability(row['p_holm'])})"
         rows.append(
             [*_named(row, conditions), str(row["arm"]), f"{row['study_a']} − {row['study_b']}", points_of(row), p]
         )

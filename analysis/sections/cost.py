@@ -18,9 +18,9 @@ _MOST_DRAWN = 3  # conditions in the figure; the table has them all
 
 _NOTE = (
     "A step of SAM, ASAM or Fisher SAM takes two minibatch gradients where SGD takes one, so that equal epochs are no "
-    "equal cost. At the cost at which the first arm ends the others stand in the middle of their schedule: this is "
-    "what they had reached by then, not what they would reach if they were planned for that cost. Validation accuracy, "
-    "since the test set is looked at once, at the end."
+    "equal cost. At the cost at which the first arm ends an arm that costs more stands in the middle of its schedule: "
+    "this is what it had reached by then, not what it would reach if it were planned for that cost. Validation "
+    "accuracy, since the test set is looked at once, at the end."
 )
 
 

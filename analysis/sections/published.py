@@ -25,7 +25,7 @@ def section(found: Findings) -> str:
     rows = []
     for _, row in frame.head(_MOST_ROWS).iterrows():
         where = f"{row['table']}: {row['paper_cell']}" if tables > 1 else row["paper_cell"]
-        comparable = "yes" if row["comparable"] else "no"
+        comparable = "no" if not row["comparable"] else "yes" if row["n"] else "when trained"
         rows.append([where, comparable, _ours(row), _paper(row), _difference(row), _cell(row, everywhere)])
     columns = ["the paper's number", "comparable", "ours (%)", "the paper's (%)", "difference [95 %]", "our cell"]
     body = page.paragraph(_introduction(frame))

@@ -12,7 +12,7 @@ from analysis import page, tables
 from analysis.conditions import also
 from analysis.findings import Findings, arms_with, points_of, state_line, status_counts, summary
 from analysis.sections import maps, stopping
-from analysis.words import absent, duration, measured, setting, settings, shown
+from analysis.words import absent, duration, measured, probability, setting, settings, shown
 
 _MOST_PANELS = 8
 _MOST_PICTURES = 3  # of several maps each
@@ -200,7 +200,7 @@ def _differences(found: Findings) -> str:
         return ""
     rows = []
     for _, row in found.differences.iterrows():
-        p = "–" if absent(row["p"]) else f"{row['p']:.3f} ({row['p_holm']:.3f})"
+        p = "–" if absent(row["p"]) else f"{probability(row['p'])} ({probability(row['p_holm'])})"
         rows.append([f"{row['arm_a']} − {row['arm_b']}", points_of(row), p])
     columns = ["arms", "difference in test accuracy [95 %]", "p (Holm)"]
     note = (
@@ -218,7 +218,7 @@ def paired(found: Findings) -> str:
     rows = []
     for _, row in pairs.iterrows():
         means = [shown(row[f"mean_{side}"], "test_accuracy", 2) for side in "ab"]
-        p = "–" if absent(row["p"]) else f"{row['p']:.3f} ({row['p_holm']:.3f})"
+        p = "–" if absent(row["p"]) else f"{probability(row['p'])} ({probability(row['p_holm'])})"
         arms = [f"{row['arm_a']} − {row['arm_b']}"] if several else []
         rows.append([*arms, *(setting(row[f]) for f in fields), *means, points_of(row), p])
     columns = [*fields, "Fisher SAM (%)", "SAM (%)", "difference [95 %]", "p (Holm)"]
@@ -294,7 +294,9 @@ def cells(found: Findings) -> str:
     columns = ["arm", *fields, "status", "complete seeds", "validation accuracy", "test accuracy", "mark", "trained"]
     body = page.paragraph(
         "Validation figures of stopped and running cells are those at the epoch shown and not comparable with the "
-        "others. 'Not distinguishable': from the best cell on the test set (paired 95 % t, uncorrected).",
+        "others; those of diverged and failed cells are of the seeds that survived, which flatters them. 'Not "
+        "distinguishable': from the best cell on the test set (paired 95 % t, uncorrected), or every seed gives the "
+        "same difference, so that nothing says how far it would vary.",
         "soft",
     )
     if len(found.cells) > _MOST_ROWS:

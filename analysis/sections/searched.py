@@ -84,7 +84,8 @@ def _importance(found: Findings, axes: dict[str, bool], folder: Path, figures: d
         caption = (
             "Functional ANOVA with a random forest (Hutter, Hoos and Leyton-Brown 2014): the share of the variance of "
             "validation accuracy over the search space that a setting explains by itself; what settings explain "
-            "together is in none. 95 % percentile bootstrap over cells. Complete cells only: where bad cells were "
+            "together is in none. Bars: the range of 20 bootstrap samples over cells, about a 90 % interval. Complete "
+            "cells only: where bad cells were "
             "stopped early, this is about the better part of the space, and a sampler that looks where it expects "
             "good cells has seen little of the rest."
         )

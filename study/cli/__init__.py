@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from study.cli import auditing, exporting, looking, merging, planning, running
-from study.cli.codes import BAD_INPUT, INTERRUPTED
+from study.cli.codes import BAD_INPUT, INTERRUPTED, UNREAD
 from study.preflight import ClusterError
 from study.spec import StudyError
 from study.store import StoreError
@@ -37,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _warn_in_lines()
     try:
         code: int = options.verb(options)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        # Whoever read has read enough (`| head`); nothing more is to be flushed at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except (StudyError, StoreError, ClusterError, DataError, WeightsError) as error:
         for line in str(error).splitlines():
             print(f"study: {line}", file=sys.stderr)

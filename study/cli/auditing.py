@@ -102,19 +102,33 @@ def _lines(reader: StudyReader, curves: Recorded, found: Audit, options: argpars
     from analysis.audit import advice, caveats, explained, table_of
 
     columns, rows = table_of(curves, found)
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    table = [
+        *zip(*(_heads(column) for column in columns), strict=True),
+        *([t.replace(" to ", "-") for t in row] for row in rows),
+    ]
+    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     total = len(curves.cells) + len(curves.left_out)
     how = "an epoch a step" if options.clock == "epochs" else "at the recorded seconds"
     lines = [
         f"{reader.spec['name']}: {len(curves.cells)} of {total} cells have full curves; ASHA replayed over them in "
         f"{options.orders} random launch {'order' if options.orders == 1 else 'orders'}, "
         f"{options.at_once} at once, {how}",
-        *("  " + "  ".join(t.ljust(w) for t, w in zip(r, widths, strict=True)).rstrip() for r in (columns, *rows)),
+        *("  " + "  ".join(t.ljust(w) for t, w in zip(r, widths, strict=True)).rstrip() for r in table),
         explained(curves, columns),
         *advice(curves, found),
         *caveats(curves),
     ]
     return [part for line in lines for part in (_wrapped(line) if not line.startswith("  ") else [line])]
+
+
+def _heads(column: str) -> tuple[str, str]:
+    """A column's title in two lines, so that the table is no wider than a terminal."""
+    if column in (cut := {"reduction": ("reduc-", "tion"), "rank correlation": ("rank", "corr.")}):
+        return cut[column]
+    first, _, last = column.rpartition(" ")
+    if column.startswith("lost of the"):
+        first, last = "lost of", column.removeprefix("lost of ")
+    return first, last
 
 
 def _wrapped(line: str) -> list[str]:

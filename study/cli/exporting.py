@@ -44,13 +44,16 @@ def register(verbs: Any) -> None:
     parser.add_argument("folder", help="the study's folder or URI")
     parser.add_argument("--out", required=True, help="what to write: a file, a folder or a database's URL, by format")
     parser.add_argument("--format", choices=FORMATS, help="default: by OUT, see below")
-    parser.add_argument("--replace", action="store_true", help="overwrite what an earlier export wrote")
+    parser.add_argument("--replace", action="store_true", help="overwrite what is there already")
     parser.add_argument("--cell", help="weights: id of a cell, or its beginning (default: the best by validation)")
     parser.add_argument("--seed", type=int, help="weights: which replicate (default: the lowest seed)")
     parser.set_defaults(verb=export)
 
 
 def export(options: argparse.Namespace) -> int:
+    for name in ("out", "cell"):
+        if getattr(options, name) == "":
+            raise StoreError(f"--{name} is empty")
     kind = options.format or format_of(options.out)
     if kind != "weights":
         for name in ("cell", "seed"):
@@ -59,6 +62,7 @@ def export(options: argparse.Namespace) -> int:
         if "://" in options.out and kind != "optuna":
             raise StoreError(f"--out {options.out}: {kind} is written to this machine")
     reader = open_study(options.folder)
+    _check_place(reader, options.out, kind)
     if kind == "weights":
         lines = [_weights(reader, options)]
     elif kind == "optuna":
@@ -76,6 +80,25 @@ def export(options: argparse.Namespace) -> int:
         lines = export_tables(reader, options.out, formats, replace=options.replace)
     print("\n".join(lines))
     return OK
+
+
+def _check_place(reader: StudyReader, out: str, kind: str) -> None:
+    """Refuse to write where another thing is, whatever the user allows to be replaced.
+
+    Raises:
+        StoreError: the place is within the study's folder, or its suffix is another format's.
+    """
+    if "://" in out:
+        return
+    path = Path(out)
+    other = _SUFFIXES.get(path.suffix.lower(), kind)
+    if other != kind and not path.is_dir():
+        raise StoreError(f"--out {out}: {path.suffix} is for --format {other}, and {kind} was asked for")
+    if reader.folder.is_local:
+        own = Path(reader.folder.uri).resolve()
+        place = path.resolve()
+        if place.is_relative_to(own) and not place.is_relative_to(own / "report"):
+            raise StoreError(f"--out {out}: within the study's own folder, which holds nothing else")
 
 
 def format_of(out: str) -> str:
@@ -97,13 +120,22 @@ def format_of(out: str) -> str:
 
 
 def _weights(reader: StudyReader, options: argparse.Namespace) -> str:
-    from analysis.tables import best_cell, cells
+    from analysis.layout import CONDITIONS
+    from analysis.tables import best_cell, cells, varied
+    from analysis.words import settings
     from study.export_weights import export_weights
 
-    cell = options.cell
+    path = Path(options.out)
+    if path.exists() and not options.replace:
+        raise StoreError(f"--out: {path} would be overwritten; choose another place or add --replace")
+    cell, note = options.cell, ""
     if cell is None:
-        best = best_cell(cells(reader.replicates()))
+        table = cells(reader.replicates())
+        best = best_cell(table)
         if best is None:
             raise StoreError(f"{reader.folder.uri}: no cell is complete yet")
+        if conditions := varied(table, CONDITIONS):
+            # A cell under an easier condition is not better for it.
+            note = f"\nthat is the best of all conditions ({settings(best, conditions)}); --cell names another"
         cell = str(best["cell"])
-    return export_weights(reader, options.out, cell, options.seed)
+    return export_weights(reader, options.out, cell, options.seed) + note

@@ -73,7 +73,7 @@ def test_report_says_what_was_best_stopped_diverged_and_how_to_repeat_it(report)
     _, text = read(report)
     assert "fsam, gamma 0.1, eta 1: validation 98.3 ± 0.6 % (n=3)" in text
     assert "29 complete 1 partial 1 running 1 stopped 2 diverged 1 failed 1 missing" in text
-    assert "of 108 replicates 91 are complete, 3 running and 4 missing" in text
+    assert "of 108 replicates 91 are complete, 10 ended otherwise, 3 begun and 4 missing" in text
     assert "training loss is nan" in text
     assert "worker died" in text
     assert "fsam, gamma 1, eta 0.0001 1 3 55.00 81.00 9 of 9" in text

@@ -1,5 +1,8 @@
 """`study export`: the format follows from what is to be written, and each writes what the folder says."""
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 from trained_study import LABEL_NOISE, SENSITIVITY, trained
@@ -125,7 +128,7 @@ def test_a_study_shows_itself(study, tmp_path, monkeypatch):
     html = own._repr_html_()
     assert "How sensitive is &lt;Fisher SAM&gt; to gamma &amp; eta?" in html
     assert "<Fisher" not in html
-    assert "of 14 replicates 12 are complete, 0 running and 2 missing" in html
+    assert "of 14 replicates 12 are complete, 0 begun and 2 missing" in html
     assert "7 (6 complete, 1 missing) in 3 arms" in html
     table = cells(own.replicates())
     assert f"validation {100 * table['validation_mean'].max():.1f}" in html
@@ -161,3 +164,28 @@ def test_a_far_or_remote_folder_is_shown_as_it_is_called(tmp_path, monkeypatch):
     assert line(Reader("s3://bucket/results/n")) == "<study n in s3://bucket/results/n>"
     assert line(Reader("../n")) == "<study n in ../n>"
     assert line(Reader("/else/n")) == "<study n in /else/n>"
+
+
+def test_an_export_never_harms_a_study_nor_what_is_of_another_format(study, tmp_path, capsys):
+    folder = study.folder.uri
+    for place in ("study.json", "records/run/ends-1-1.parquet", "trials"):
+        assert main(["export", folder, "--out", f"{folder}/{place}", "--format", "weights", "--replace"]) == 2
+        assert "within the study's own folder" in capsys.readouterr().err
+    (tmp_path / "mine.db").write_text("mine")
+    assert main(["export", folder, "--out", str(tmp_path / "mine.db"), "--format", "latex", "--replace"]) == 2
+    assert ".db is for --format optuna, and latex was asked for" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["export", folder, "--out", str(tmp_path / "notes.txt"), "--format", "weights"]) == 2
+    assert "notes.txt would be overwritten" in capsys.readouterr().err
+    assert [(tmp_path / name).read_text() for name in ("mine.db", "notes.txt")] == ["mine", "mine"]
+    for name in ("out", "cell"):
+        options = {"out": str(tmp_path / "w.safetensors"), name: ""}
+        assert main(["export", folder, *(part for key, value in options.items() for part in (f"--{key}", value))]) == 2
+        assert capsys.readouterr().err == f"study: --{name} is empty\n"
+
+
+def test_a_reader_that_has_read_enough_is_no_error(study):
+    command = f"{sys.executable} -m study export {study.folder.uri} --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.strip() in ("0", "141")

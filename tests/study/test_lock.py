@@ -258,7 +258,7 @@ def test_of_drivers_that_start_together_one_holds_the_lock_in_any_order_of_steps
 @pytest.mark.parametrize("kills", [0.0, 0.02])
 def test_no_order_of_steps_sleeps_and_kills_gives_the_lock_to_two(made_up, skew, kills):
     taken_over = lost = 0
-    for seed in range(80):
+    for seed in range(120):
         stalls = 0.03 + 0.05 * (seed % 2)
         world = made_up(
             seed, 2 + seed % 3, stalls=stalls, kills=kills, skew=skew, renewals=12, tries=5, one_machine=bool(seed % 3)
