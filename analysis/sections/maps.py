@@ -64,8 +64,8 @@ def difference(found: Findings, folder: Path, figures: dict[str, list[Path]]) ->
             f"{title}: difference in test accuracy in percentage points at the same gamma, paired over the seeds that "
             f"both have ({n}). A ring: the 95 % interval excludes 0; a disc: also after Holm over the pairs of these "
             "two arms. Where all seeds give the same difference there is no interval and no mark. Blue and dark is "
-            "worse than SAM, yellow and light better. Cells that were stopped, diverged or failed are left out; of some "
-            "only a part of the seeds is there."
+            "worse than SAM, yellow and light better. Cells that were stopped, diverged or failed are left out; of "
+            "some only a part of the seeds is there."
         )
         body += page.picture(figures[name][0], _told(title, across, rows), caption)
     left = len(maps) - _MOST_MAPS
