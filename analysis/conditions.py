@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare import against, paired
+from analysis.layout import CONDITIONS
 from analysis.tables import best_cells, cells
+from analysis.words import absent
 
 
 def chosen(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
@@ -60,7 +62,8 @@ def differences(
 
     Returns:
         One row a condition and pair: the conditions, `arm_a`, `arm_b`, then as `compare.difference`; `p_holm` over all
-        rows. Gammas may differ: each arm is at its own setting.
+        rows. Gammas may differ: each arm is at its own setting. Arms under other conditions (an arm with label noise
+        of its own) are not compared.
     """
     done = choice[choice["status"] == "complete"]
     values = replicates.loc[replicates["status"] == "complete", ["cell", "seed", metric]].dropna()
@@ -68,9 +71,10 @@ def differences(
     for condition, here in by_condition(done, conditions):
         fisher = list(here.loc[here["optimiser"] == "fsam", "arm"]) if "optimiser" in here else []
         cell_of = dict(zip(here["arm"], here["cell"], strict=True))
+        settings_of = {row["arm"]: [row[f] for f in CONDITIONS if f in here] for _, row in here.iterrows()}
         for i, a in enumerate(fisher):
             others = [arm for arm in cell_of if arm != a and arm not in fisher[:i]]
-            rows = [(a, b, cell_of[a], cell_of[b]) for b in others]
+            rows = [(a, b, cell_of[a], cell_of[b]) for b in others if _alike(settings_of[a], settings_of[b])]
             names.append(pd.DataFrame(rows, columns=["arm_a", "arm_b", "cell_a", "cell_b"]).assign(**condition))
     if not names or values.empty:
         return pd.DataFrame()
@@ -80,6 +84,10 @@ def differences(
     out = compared.merge(paired(pairs, metric), on=["cell_a", "cell_b"]).assign(metric=metric)
     first = [*conditions, "arm_a", "arm_b", "cell_a", "cell_b", "metric"]
     return out[[*first, *(c for c in out if c not in first)]]
+
+
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return all((absent(a) and absent(b)) or a == b for a, b in zip(one, other, strict=True))
 
 
 def also(replicates: pd.DataFrame, choice: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -93,7 +101,10 @@ def also(replicates: pd.DataFrame, choice: pd.DataFrame, metrics: Sequence[str])
     for metric in metrics:
         if metric not in mine or not mine[metric].notna().any():
             continue
-        own = cells(mine, metric).set_index("cell")[["metric", "mean", "std", "low", "high", "n"]]
+        # Of cells that diverged or failed the seeds that survived would flatter them.
+        own = cells(mine, metric)
+        own = own[own["status"].isin(["complete", "partial"])]
+        own = own.set_index("cell")[["metric", "mean", "std", "low", "high", "n"]]
         left = choice.drop(columns=list(own.columns))
         parts.append(left.merge(own[own["n"] > 0], left_on="cell", right_index=True))
     return pd.concat(parts, ignore_index=True) if parts else choice.iloc[:0]

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.compare import indistinguishable, marked, paired_at_matched_gamma
 from analysis.conditions import by_condition, chosen, differences
 from analysis.geometry import over_seeds
+from analysis.intervals import SPREAD
 from analysis.layout import CONDITIONS, Layout, layout
 from analysis.robustness import curves_of
 from analysis.search import search_axes
@@ -181,9 +182,11 @@ def summary(found: Findings, sign: str, *, arms: bool = True) -> list[str]:
         compared = compared[compared["n"] >= 2]
         if len(compared):
             same = int(compared["indistinguishable"].sum())
+            apart = compared["indistinguishable"] & compared["low"].isna() & (compared["difference"].abs() > SPREAD)
+            untold = f"; {int(apart.sum())} of these differ by the same in every seed: untested" if apart.any() else ""
             lines.append(
                 f"not distinguishable from it on the test set: {same} of {len(compared)} other complete cells "
-                f"(paired 95 % t over {_seeds(compared['n'])} seeds, uncorrected)"
+                f"(paired 95 % t over {_seeds(compared['n'])} seeds, uncorrected{untold})"
             )
     single_map = found.layout.kind == "heatmap" and len(found.layout.panels) == 1
     if arms and len(found.choice) > 1 and not single_map and best is not None:

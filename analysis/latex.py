@@ -102,6 +102,7 @@ def table(
             unmarked &= _MARK not in text
             entries.append(text)
         body.append(" & ".join([*(escape(_name(v)) for v in values), *entries]) + r" \\")
+    note = _note(cells, choice, conditions, group, replicates is not None, not unmarked)
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -114,7 +115,7 @@ def table(
         *body,
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\par\smallskip{{\footnotesize {_note(cells, choice, conditions, replicates is not None, not unmarked)}}}",
+        rf"\par\smallskip{{\footnotesize {note}}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -243,10 +244,17 @@ def _caption(caption: str | None, choice: pd.DataFrame, spread: str, n: Sequence
     return rf"{text}. Means over n={n[-1]} seeds{other}, $\pm$ {after}."
 
 
-def _note(cells: pd.DataFrame, choice: pd.DataFrame, conditions: Sequence[str], tested: bool, marked: bool) -> str:
+def _note(
+    cells: pd.DataFrame,
+    choice: pd.DataFrame,
+    conditions: Sequence[str],
+    group: str | None,
+    tested: bool,
+    marked: bool,
+) -> str:
     partial = bool((choice["status"] == "partial").any())
     whose = "of the complete cells of its row" if partial else "of its row"
-    said = [f"Bold: the best mean {whose}" + (" and group" if len(conditions) > 1 else "") + " on the test set."]
+    said = [f"Bold: the best mean {whose}" + (" and group" if group else "") + " on the test set."]
     rivals = choice[choice["status"] == "complete"].groupby([*conditions, "metric"], dropna=False).size()
     if tested and not (rivals > 1).any():
         tested = False

@@ -57,6 +57,18 @@ code { font: .9rem/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace
 """
 
 
+#: What tells a page of ours.
+GENERATOR = '<meta name="generator" content="sharpness-study">'
+
+#: What the pages of older versions had in its place, and still have.
+_ICON = '<link rel="icon" href="data:,">'
+
+
+def is_ours(text: str) -> bool:
+    """Whether an HTML page was made here, and may be made anew."""
+    return GENERATOR in text or _ICON in text
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading, the anchor the table of contents points at, and HTML that is already escaped."""
@@ -77,9 +89,10 @@ def page(title: str, head: str, sections: Sequence[Section]) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{GENERATOR}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<link rel="icon" href="data:,">
+{_ICON}
 <style>{_STYLE}</style>
 </head>
 <body>

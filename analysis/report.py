@@ -8,6 +8,7 @@ is empty or still running gets its report too, and the report says so.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def write_report(reader: StudyReader, folder: str | os.PathLike[str]) -> Report:
         The paths, for whoever has to name them.
 
     Raises:
+        FileExistsError: there is a report.html that was not made here.
         ValueError: `folder` is a URI; the study may be on object storage, its report is written to a disk.
     """
     folder = _local(folder)
@@ -83,6 +85,7 @@ def write_comparison(
         left_out: studies that could not be read, a line each; the page says so.
 
     Raises:
+        FileExistsError: there is a report.html that was not made here.
         ValueError: `folder` is a URI.
     """
     folder = _local(folder)
@@ -113,6 +116,9 @@ def _compared_lines(comparison: Comparison) -> list[str]:
 def _local(folder: str | os.PathLike[str]) -> Path:
     if "://" in os.fspath(folder):
         raise ValueError(f"a report is written to a local folder, not to {os.fspath(folder)}")
+    html = Path(folder) / "report.html"
+    if html.is_file() and not page.is_ours(html.read_text(encoding="utf-8", errors="replace")):
+        raise FileExistsError(errno.EEXIST, f"{html.name} is there and is no report of a study")
     return Path(folder)
 
 

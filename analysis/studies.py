@@ -117,7 +117,7 @@ def _values(rows: pd.DataFrame, field: str) -> list[Any]:
 
 def _worded(values: Sequence[Any]) -> str:
     used = [v for v in values if v is not None]
-    words = [setting(v) for v in used] or ["not used"]
+    words = [setting(v) for v in used] or ["not used or not recorded"]
     if len(words) > _MOST_VALUES:
         return f"{len(words)} values from {words[0]} to {words[-1]}"
     return ", ".join(words)

@@ -88,6 +88,11 @@ def points(difference: float, low: float, high: float, n: int) -> str:
     return f"{text} ({_seeds(low, n)})"
 
 
+def counted(n: int, word: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
 def probability(p: float) -> str:
     """A p value with three decimals: `0.034`; `<0.001` where they would be zeros."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

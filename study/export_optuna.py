@@ -191,9 +191,10 @@ def _trial(
     if status == "complete" and value is None:
         status = "diverged"
     attributes = {"cell": row["cell"], "arm": row["arm"], "status": status, "epoch": _whole(seeds["epoch"].max())}
-    attributes |= {"n": row["validation_n"], "reason": row.get("reason")}
-    attributes |= {"test_accuracy": row["mean"], "test_low": row["low"], "test_high": row["high"]}
-    attributes |= {k: row[k] for k in ("validation_low", "validation_high", "gradient_evaluations", "train_seconds")}
+    attributes |= {"reason": row.get("reason"), **{k: row[k] for k in ("gradient_evaluations", "train_seconds")}}
+    if status == "complete":  # else it would be of the seeds that survived, or of another epoch
+        attributes |= {"n": row["validation_n"], **{k: row[k] for k in ("validation_low", "validation_high")}}
+        attributes |= {"test_accuracy": row["mean"], "test_low": row["low"], "test_high": row["high"]}
     attributes |= {field: row[field] for field in further if field in row}
     plain = {name: _plain(v) for name, v in attributes.items()}
     plain["seeds"] = {

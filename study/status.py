@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from study.ledger import Replayed, Story, merges, replay, why
 from study.lock import Holder, holder
 from study.reader import StudyReader
 from study.store import ENDED, StoreError
-from study.words import count, duration
 from trainables.recipe import EXECUTION, digest
 
 if TYPE_CHECKING:
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
     from analysis.layout import Layout
 
-#: Runs that are shown, trials in training and reasons that are printed; the JSON has all of these two.
-LAST_RUNS, MOST_LINES = 3, 10
+#: Runs that are shown.
+LAST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -181,38 +179,6 @@ def status(reader: StudyReader, now: datetime | None = None) -> Status:
         best=_best(reader.spec, table, named),
         ledger=_ledger(reader, replicates, runs),
     )
-
-
-def lines(found: Status) -> list[str]:
-    """A status for a terminal."""
-    out = [f"{found.name}: {found.question}", f"  folder {found.folder}, scheduler {found.scheduler}"]
-    out.append(f"  {_who(found.driver)}")
-    for arm, states in found.cells.items():
-        parts = [f"{n:,} {name}" for name, n in states.items()]
-        if left := found.unsampled.get(arm):
-            parts.append(f"{left:,} still to be chosen")
-        cells = count(sum(states.values()) + (left or 0), "cell")
-        out.append(f"  {arm}: {cells} ({', '.join(parts) or 'none chosen'})")
-    ended = sum(found.replicates.get(name, 0) for name in ENDED)
-    out.append(
-        f"  {ended:,} of {count(found.replicates['planned'], 'replicate')} ended, {found.epochs_done:,} of "
-        f"{'at most ' if found.at_most else ''}{count(found.epochs_planned, 'epoch')} trained"
-    )
-    if found.begun:
-        alive = found.driver is not None and found.driver.state == "alive"
-        out.append("in training:" if alive else "begun and not ended; the next run goes on with them:")
-        out += _cut([_begun_line(trial) for trial in found.begun])
-    if found.failed:
-        out.append("failed, tried again by the next run:")
-        out += _cut([_failed_line(failed) for failed in found.failed])
-    if found.runs:
-        out.append("last runs:")
-        out += [_run_line(run) for run in found.runs]
-    if found.best is not None:
-        out.append(_best_line(found.best))
-    if found.ledger is not None:
-        out += _ledger_lines(found.ledger)
-    return out
 
 
 def explain(reader: StudyReader, name: str) -> list[str]:
@@ -426,83 +392,3 @@ def check(reader: StudyReader, replicates: pd.DataFrame, runs: Sequence[Mapping[
         return Asha(int(epochs[arm]), *reader.scheduler.settings())
 
     return replay(rows, arms, rungs, merges(runs))
-
-
-# In words
-
-
-def _who(driver: Driver | None) -> str:
-    if driver is None:
-        return "nobody runs it now"
-    if driver.state == "alive":
-        return f"run by {driver.text}"
-    word = "its process is gone" if driver.state == "gone" else "it may be gone"
-    return f"nobody runs it any more: held by {driver.text}; {word}, the next run takes over"
-
-
-def _begun_line(trial: Begun) -> str:
-    return (
-        f"  trial {trial.trial} ({trial.name}), {count(len(trial.seeds), 'seed')}: epoch {trial.epoch} of "
-        f"{trial.epochs}"
-    )
-
-
-def _failed_line(failed: Failed) -> str:
-    trials = ", ".join(failed.trials[:3]) + (f" and {len(failed.trials) - 3} more" if len(failed.trials) > 3 else "")
-    return f"  {count(failed.replicates, 'replicate')}: {failed.reason} (trial {trials})"
-
-
-def _run_line(run: Run) -> str:
-    since = "" if run.started is None else f" since {_time(run.started)}"
-    ended = ", ".join(f"{n:,} {state}" for state, n in run.trials.items())
-    match run.state:
-        case "running":
-            text = f"running{since}" + ("" if run.seconds is None else f" ({duration(run.seconds)})")
-        case "cut off":
-            text = f"cut off{since and f', begun {_time(run.started or str())}'}"
-        case _:
-            took = "" if run.seconds is None else f" after {duration(run.seconds)}"
-            text = f"{run.state} {_time(run.ended or '')}{took}"
-    parts = [text, f"trials: {ended}" if ended else "", run.reason or ""]
-    return f"  {run.run} {'; '.join(part for part in parts if part)}"
-
-
-def _time(text: str) -> str:
-    """`2026-11-25 07:10:31 UTC` of an ISO 8601 time."""
-    try:
-        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except ValueError:
-        return text
-
-
-def _best_line(best: Best) -> str:
-    from analysis.words import measured
-
-    low, high = (math.nan if value is None else value for value in (best.low, best.high))
-    value = measured(best.validation_accuracy, low, high, best.n, "validation_accuracy", sign="+-")
-    return f"best complete cell so far, by validation: {best.name}: {value} (cell {best.cell})"
-
-
-#: Decisions that do not follow from those before them which are told one by one; of one cause there are many.
-_MOST_MISMATCHES = 3
-
-
-def _ledger_lines(ledger: Ledger) -> list[str]:
-    if not ledger.decisions and not ledger.unplanned:
-        return ["ledger: nothing has been decided yet"]
-    unplanned = f", {ledger.unplanned:,} more on cells that are planned no longer" if ledger.unplanned else ""
-    head = f"ledger: {count(ledger.decisions, 'decision')}{unplanned}; replayed, "
-    if not ledger.mismatches:
-        return [head + "each follows from those before it"]
-    shown = [
-        textwrap.fill(line, 118, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-        for line in ledger.mismatches[:_MOST_MISMATCHES]
-    ]
-    left = len(ledger.mismatches) - len(shown)
-    more = [f"  and {left:,} more; --json has all"] if left else []
-    return [f"{head}{len(ledger.mismatches):,} do not follow from those before them:", *shown, *more]
-
-
-def _cut(found: Sequence[str], indent: str = "") -> list[str]:
-    more = [f"  and {len(found) - MOST_LINES:,} more"] if len(found) > MOST_LINES else []
-    return [indent + line for line in found[:MOST_LINES]] + more

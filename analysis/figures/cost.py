@@ -13,11 +13,11 @@ from analysis.figures.style import (
     LINES,
     MARKERS,
     arm_colours,
+    arm_handles,
     legend_below,
     panels,
     possible,
     quiet,
-    seeds_of,
 )
 from analysis.words import is_fraction, metric_title
 
@@ -73,12 +73,7 @@ def accuracy_against_cost(
                 possible(ax)
             ax.set_title(name, loc="left", fontsize=10)
             quiet(ax)
-    handles = []
-    for i, arm in enumerate(arms):
-        own = costs[costs["arm"] == arm]
-        if len(own):
-            look = {"color": colours[arm], "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
-            handles.append(Line2D([], [], markersize=5.5, label=f"{arm} ({seeds_of(own['n'])})", **look))
+    handles = arm_handles(costs, arms, 5.5)
     if budgets:
         handles.append(
             Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="equal cost: where the first ends")

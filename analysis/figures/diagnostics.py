@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import (
@@ -15,11 +14,11 @@ from analysis.figures.style import (
     MARKERS,
     MUTED,
     arm_colours,
+    arm_handles,
     banded,
     legend_below,
     panels,
     quiet,
-    seeds_of,
 )
 
 _TITLE = {
@@ -67,12 +66,7 @@ def diagnostics(frame: pd.DataFrame, arms: list[Any] | None = None) -> Figure:
         ax.ticklabel_format(axis="y", useOffset=False)
         ax.tick_params(labelsize=8.5, labelcolor=MUTED)
         quiet(ax)
-    handles = []
-    for i, arm in enumerate(arms):
-        own = frame[frame["arm"] == arm]
-        if len(own):
-            look = {"color": colours[arm], "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
-            handles.append(Line2D([], [], markersize=4, label=f"{arm} ({seeds_of(own['n'])})", **look))
+    handles = arm_handles(frame, arms, 4)
     legend_below(figure, handles)
     return figure
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.tables import whole
 
@@ -90,6 +92,18 @@ def legend_below(figure: Figure, handles: Sequence[Any], most: int = 8) -> None:
         columns = max(1, min(len(handles), most, int(figure.get_figwidth() // 1.75)))
         columns = -(-len(handles) // -(-len(handles) // columns))  # rows of equal length
         figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+
+
+def arm_handles(frame: pd.DataFrame, arms: Sequence[Any], size: float) -> list[Line2D]:
+    """A legend's entry for each arm that `frame` has, by its place in the study; marks of `size` points, n of `n`."""
+    colours, handles = arm_colours(arms), []
+    for i, arm in enumerate(arms):
+        own = frame[frame["arm"] == arm]
+        if len(own):
+            look: dict[str, Any] = {"linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
+            label = f"{arm} ({seeds_of(own['n'])})"
+            handles.append(Line2D([], [], color=colours[arm], markersize=size, label=label, **look))
+    return handles
 
 
 def seeds_of(counts: Any) -> str:

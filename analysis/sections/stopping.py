@@ -9,18 +9,15 @@ from analysis import page
 from analysis.audit import (
     AT_ONCE,
     AuditError,
-    advice,
     audit,
-    caveats,
     correlations,
-    explained,
     orders_within,
     own_setting,
     recorded_of,
     settings_to_try,
     survival,
-    table_of,
 )  # fmt: skip
+from analysis.audited import advice, caveats, explained, table_of
 from analysis.findings import Findings
 from analysis.words import setting
 

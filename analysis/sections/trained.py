@@ -161,7 +161,9 @@ def _curvature(found: Findings, frame: pd.DataFrame) -> str:
         values = [_number(of.loc[[q]].iloc[0]) if q in of.index else "–" for q in ("hessian_trace", "top_eigenvalue")]
         rows.append([_name(found, own), *values, converged])
     note = page.paragraph(
-        "The Hessian of the training loss at the end of training: mean over the seeds ± half a 95 % interval.", "soft"
+        "The Hessian of the training loss at the end of training, over as many batches as the study's `measures` say "
+        "(8 unless they say so): mean over the seeds ± half a 95 % interval.",
+        "soft",
     )
     return note + page.table(["cell", "trace", "largest eigenvalue", "converged seeds"], rows) if rows else ""
 
@@ -182,7 +184,8 @@ def _sharpness(found: Findings, frame: pd.DataFrame) -> str:
             of = own.drop_duplicates("probe_gamma").set_index("probe_gamma")
             rows.append([_name(found, own), *(_number(of.loc[[g]].iloc[0]) if g in of.index else "–" for g in gammas)])
         by = f"{metric}'s neighbourhood" + ("" if absent(eta) else f", eta {setting(eta)}")
-        note = f"Sharpness in {by}: training loss at its worst point less that at the network, in nats, by its gamma."
+        note = f"Sharpness in {by}: training loss at its worst point, to first order (over each "
+        note += "batch, where the study asks for `per_batch`), less that at the network, in nats, by its gamma."
         parts.append(page.paragraph(note, "soft"))
         parts.append(page.table(["cell", *(f"gamma {setting(g)}" for g in gammas)], rows))
     return "".join(parts)

@@ -99,7 +99,7 @@ def _curves(reader: StudyReader, options: argparse.Namespace) -> tuple[Recorded,
 
 
 def _lines(reader: StudyReader, curves: Recorded, found: Audit, options: argparse.Namespace) -> list[str]:
-    from analysis.audit import advice, caveats, explained, table_of
+    from analysis.audited import advice, caveats, explained, table_of
 
     columns, rows = table_of(curves, found)
     table = [
@@ -136,7 +136,8 @@ def _wrapped(line: str) -> list[str]:
 
 
 def _json(reader: StudyReader, curves: Recorded, found: Audit, options: argparse.Namespace) -> dict[str, Any]:
-    from analysis.audit import advice, caveats, correlations
+    from analysis.audit import correlations
+    from analysis.audited import advice, caveats
 
     def rows(frame: Any) -> list[dict[str, Any]]:
         return [

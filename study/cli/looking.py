@@ -41,8 +41,9 @@ def register(verbs: Any) -> None:
 
 
 def status(options: argparse.Namespace) -> int:
-    from study.status import explain, lines
+    from study.status import explain
     from study.status import status as look
+    from study.status_lines import lines
 
     reader = open_study(options.folder)
     if options.why is not None:

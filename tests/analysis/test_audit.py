@@ -18,9 +18,7 @@ from scipy import stats
 from analysis import audit as audit_module
 from analysis.audit import (
     AuditError,
-    advice,
     audit,
-    caveats,
     correlations,
     decisions,
     orders_within,
@@ -29,8 +27,8 @@ from analysis.audit import (
     recorded_of,
     settings_to_try,
     survival,
-    table_of,
-)  # fmt: skip
+)
+from analysis.audited import advice, caveats, table_of
 from analysis.compare import marked
 from analysis.findings import read
 from analysis.replay import Decided, Setting, expected, replay

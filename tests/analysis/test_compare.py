@@ -143,3 +143,11 @@ def test_matched_pairs_agree_in_every_other_condition_that_varies():
 def test_matched_pairs_of_a_study_without_sam_are_empty():
     frame = pd.DataFrame(arm("fsam", [0.9, 0.9], eta=1.0))
     assert paired_at_matched_gamma(frame, cells(frame)).empty
+
+
+def test_equal_differences_have_no_effect_size_and_nothing_tells_the_cells_apart():
+    frame = pd.DataFrame(arm("fsam", [0.911, 0.933, 0.957], eta=1.0) + arm("sam", [0.711, 0.733, 0.757]))
+    row = difference(frame, "fsam", "sam").iloc[0]
+    assert row["difference"] == pytest.approx(0.2)
+    assert np.isnan(row[["low", "high", "p", "effect"]].astype(float)).all()
+    assert indistinguishable(frame, "fsam-0.1-1.0")["indistinguishable"].tolist() == [True]

@@ -287,3 +287,21 @@ def test_a_thousand_cells_under_hundreds_of_conditions_take_seconds():
     found = read(FakeReader(frame, spec={"grid": {"label_noise": [0]}}), curves_too=False)
     assert len(found.differences) == 600
     assert time.perf_counter() - start < 10
+
+
+def test_arms_under_other_conditions_are_not_compared():
+    """An arm with label noise of its own learns something else."""
+    rows = [replicate("a", s, arm="sgd", optimiser="sgd", label_noise=0.0) for s in range(3)]
+    rows += [replicate("b", s, arm="fsam_noisy", optimiser="fsam", label_noise=0.4) for s in range(3)]
+    frame = pd.DataFrame(rows)
+    assert differences(frame, chosen(cells(frame), []), []).empty
+    alike = frame.assign(label_noise=0.4)
+    assert len(differences(alike, chosen(cells(alike), []), [])) == 1
+
+
+def test_further_results_of_a_cell_that_diverged_are_not_those_of_its_survivors():
+    rows = [replicate("a", s, arm="sgd", optimiser="sgd", memorised=0.1 * s) for s in range(2)]
+    rows += [replicate("a", 2, "diverged", arm="sgd", optimiser="sgd")]
+    frame = pd.DataFrame(rows)
+    assert also(frame, chosen(cells(frame), []), ["memorised"]).empty
+    assert len(also(frame.iloc[:2], chosen(cells(frame.iloc[:2]), []), ["memorised"])) == 1

@@ -246,3 +246,23 @@ def test_special_characters_are_escaped_and_plain_text_stays():
     )
     assert escape("Fisher SAM, eta 0.1 (n=3)") == "Fisher SAM, eta 0.1 (n=3)"
     assert escape("a\nb\tc") == "a b c"
+
+
+def test_bold_is_not_said_of_a_partial_cell_and_what_was_not_tested_is_not_called_told_apart():
+    rows = [replicate("a", seed, arm="sgd", optimiser="sgd", test_accuracy=v) for seed, v in enumerate((0.95, 0.96))]
+    rows += [replicate("b", 0, arm="sam", optimiser="sam", test_accuracy=0.99)]
+    rows += [replicate("b", 1, "missing", arm="sam", optimiser="sam")]
+    frame = pd.DataFrame(rows)
+    note = Tabular(table(cells(frame), frame)).note
+    assert "the best mean of the complete cells of its row" in note
+    assert "not tested" in note
+    assert "told from it (paired" not in note
+
+
+def test_the_same_difference_in_every_seed_is_said_to_be_no_test():
+    rows = [replicate("a", seed, arm="sgd", optimiser="sgd", test_accuracy=0.9 + seed / 50) for seed in range(3)]
+    rows += [replicate("b", seed, arm="sam", optimiser="sam", test_accuracy=0.7 + seed / 50) for seed in range(3)]
+    frame = pd.DataFrame(rows)
+    made = Tabular(table(cells(frame), frame))
+    assert sum("dagger" in entry for entry in made.rows[0]) == 1
+    assert "or the same difference in all of them" in made.note

@@ -183,3 +183,22 @@ def test_where_none_can_be_read_nothing_is_written(tmp_path, capsys):
 def test_a_remote_place_to_write_to_is_refused(folders, capsys):
     assert main(["report", folders["golden"], folders["noise"], "--out", "s3://bucket/x"]) == 2
     assert "written to a folder of this machine" in capsys.readouterr().err
+
+
+def test_epochs_that_one_study_crosses_are_no_less_another_fidelity():
+    """Of a study that crosses them, validation may choose the longer training; what the other trained stays apart."""
+    short, long = (grid(epochs=e, name=f"b{e}") for e in (4, 12))
+    crossed = pd.concat([short._replicates, long._replicates], ignore_index=True)
+    spec = {"name": "b", "grid": {"gamma": [0.1, 0.5], "eta": [0.1, 1.0], "epochs": [4, 12]}}
+    out = compared(a=grid(epochs=40), b=FakeReader(crossed, spec=spec))
+    assert out.arms.groupby("row")["epochs"].nunique().max() == 1
+    assert out.differences.empty
+    assert out.warnings == ("epochs differs: a 40; b 4, 12",)
+
+
+def test_a_page_that_was_not_made_here_stays(tmp_path, folders, capsys):
+    (tmp_path / "report.html").write_text("mine")
+    assert main(["report", str(next(iter(folders.values()))), "--out", str(tmp_path)]) == 2
+    assert "report.html is there and is no report of a study" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "mine"

@@ -35,6 +35,29 @@ def start_study(*arguments):
     )
 
 
+def start_run(file, storage, **environment):
+    """`study run FILE` without a report on two CPUs, its outputs apart; for `ended`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "study", "run", str(file), "--storage", str(storage), "--cpus", "2", "--no-report"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+        start_new_session=True,
+    )
+
+
+def ended(process, seconds=300):
+    """The exit code and both outputs of a run that ends by itself, in lines and not in tracebacks."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            end(process, descendants(process.pid))
+    assert "Traceback" not in out + err
+    return process.returncode, out, err
+
+
 def descendants(pid):
     """Every living process below `pid`."""
     parents = {}

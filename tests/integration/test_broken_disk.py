@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import ENVIRONMENT, descendants, end, wait_for
+from processes import ENVIRONMENT, descendants, end, ended, start_run, wait_for
 from undisturbed import Tables
 
 from study.files import TEMPORARY, Files, StoreError
@@ -76,28 +76,6 @@ def calm(file):
     return Tables.by_a_plain_loop(file, file.parent / "nowhere")
 
 
-def start(file, disk):
-    return subprocess.Popen(
-        [sys.executable, "-m", "study", "run", str(file), "--storage", str(disk.place), "--cpus", "2", "--no-report"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    )
-
-
-def ended(process, seconds=300):
-    """The exit code and both outputs of a run that ends by itself."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        if process.poll() is None:
-            end(process, descendants(process.pid))
-    assert "Traceback" not in out + err
-    return process.returncode, out, err
-
-
 def assert_stopped_by(words, code, err):
     """The run has ended with one line that says why."""
     assert code == 2, err
@@ -112,7 +90,7 @@ def checkpoints(folder):
 
 @pytest.mark.long
 def test_a_disk_that_fills_stops_the_run_and_with_more_room_the_same_command_goes_on(disk, file, calm):
-    code, _, err = ended(start(file, disk))
+    code, _, err = ended(start_run(file, disk.place))
     assert_stopped_by("No space left on device", code, err)
     folder = StudyFolder(str(disk.place / "tiny"))
     trials = {path.split("/")[0] for path in checkpoints(folder)}
@@ -125,7 +103,7 @@ def test_a_disk_that_fills_stops_the_run_and_with_more_room_the_same_command_goe
     if folder.rows("history"):
         calm.assert_has(folder.uri)
     disk.change("size=64m")
-    code, out, err = ended(start(file, disk))
+    code, out, err = ended(start_run(file, disk.place))
     assert (code, err) == (0, ""), out
     calm.assert_found_in(folder.uri)
 
@@ -134,7 +112,7 @@ def test_a_disk_that_fills_stops_the_run_and_with_more_room_the_same_command_goe
 def test_a_disk_that_turns_read_only_stops_the_run_and_the_same_command_goes_on_when_it_is_writable(disk, file, calm):
     disk.change("size=64m")
     folder = StudyFolder(str(disk.place / "tiny"))
-    process = start(file, disk)
+    process = start_run(file, disk.place)
     try:
         wait_for(lambda: len(checkpoints(folder)) >= 3)
         # Refused while a file is open for writing: as long as it takes.
@@ -146,7 +124,7 @@ def test_a_disk_that_turns_read_only_stops_the_run_and_the_same_command_goes_on_
     # The lock cannot be removed, and its owner is dead.
     assert_stopped_by("Read-only file system", code, err)
     disk.change("rw")
-    code, out, err = ended(start(file, disk))
+    code, out, err = ended(start_run(file, disk.place))
     assert (code, err) == (0, ""), out
     calm.assert_found_in(folder.uri)
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from object_store import CREDENTIALS, ObjectStore, Rule
-from processes import ENVIRONMENT, descendants, end, trial_workers, wait_for
+from processes import ENVIRONMENT, descendants, end, ended, start_run, trial_workers, wait_for
 from undisturbed import Tables
 
 from study import files
@@ -318,29 +318,9 @@ def test_a_program_that_is_interrupted_while_it_writes_leaves_the_old_object_or_
 
 
 def run(file, storage, *, patience=None):
-    """`study run`, in the background and in a session of its own."""
-    environment = {**ENVIRONMENT, **CREDENTIALS}
-    if patience is not None:
-        environment[files.VARIABLE] = str(patience)
-    return subprocess.Popen(
-        [sys.executable, "-m", "study", "run", str(file), "--storage", str(storage), "--cpus", "2", "--no-report"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def ended(process, seconds=300):
-    """The exit code and both outputs of a run that ends by itself."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        if process.poll() is None:
-            end(process, descendants(process.pid))
-    assert "Traceback" not in out + err
-    return process.returncode, out, err
+    """`study run` with the store's credentials, in the background."""
+    more = {} if patience is None else {files.VARIABLE: str(patience)}
+    return start_run(file, storage, **CREDENTIALS, **more)
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,16 @@ def test_a_study_that_was_narrowed_and_widened_again_is_named_as_the_reason():
     assert "widened" in mismatch.why
 
 
+def test_decisions_of_a_version_whose_arms_shared_their_rungs_are_named_as_such():
+    asha, rows = fresh("all"), []
+    for number, (cell, value) in enumerate([("a1", 0.3), ("b1", 0.2), ("a2", 0.25)], 1):
+        found = asha.report(cell, GRACE, value)
+        rows.append({**asdict(found), "scheduler": SCHEDULER, "run": "r1", "sequence": number, "trial": f"t-{cell}"})
+    found = replay(rows, ARMS, fresh).mismatches
+    assert [mismatch.sequence for mismatch in found] == [2, 3]
+    assert all("older version, in which all arms shared their rungs" in str(mismatch) for mismatch in found)
+
+
 HERE = [("a1", 0.3), ("a2", 0.2), ("b1", 0.5)]
 THERE = [("a3", 0.5), ("a4", 0.1), ("b2", 0.1)]
 

@@ -17,7 +17,8 @@ from study.plan import make_plan
 from study.reader import StudyReader
 from study.records import Piece, to_parquet
 from study.spec import Study
-from study.status import explain, lines, status
+from study.status import explain, status
+from study.status_lines import lines
 from study.store import StoreError, StudyFolder
 
 EPOCHS = 8
