@@ -28,7 +28,8 @@ class Findings:
 
     `choice` is the cell that stands for each arm under each of the layout's conditions (`conditions.chosen`);
     `differences` are Fisher SAM's from the others there. `best` is None where there are conditions: cells under
-    different ones are no rivals. `measures` holds what was measured of trained networks, over seeds, by name.
+    different ones are no rivals. `measures` holds what was measured of trained networks, over seeds, by name;
+    `used` what all runs have taken, in words.
     """
 
     spec: dict[str, Any]
@@ -43,6 +44,7 @@ class Findings:
     choice: pd.DataFrame
     differences: pd.DataFrame
     measures: dict[str, pd.DataFrame] = field(default_factory=dict)
+    used: str = ""
 
     @property
     def name(self) -> str:
@@ -70,10 +72,11 @@ def read(reader: StudyReader, *, curves_too: bool = True) -> Findings:
     """Read a study and compute what is said of it; without `curves_too` history, decisions and measures stay empty."""
     replicates = reader.replicates()
     empty = pd.DataFrame()
-    spec = reader.spec
+    spec, runs = reader.spec, reader.runs()
+    used = str(reader.used(runs))
     if replicates.empty:
         nothing = Layout("table", None, None, (), ())
-        return Findings(spec, reader.runs(), replicates, empty, empty, empty, nothing, None, empty, empty, empty)
+        return Findings(spec, runs, replicates, empty, empty, empty, nothing, None, empty, empty, empty, used=used)
     axes = _axes(spec)
     conditions = [f for f in CONDITIONS if f in _varied_within(replicates, axes)]
     cells = marked(replicates, within=conditions)
@@ -82,7 +85,7 @@ def read(reader: StudyReader, *, curves_too: bool = True) -> Findings:
     choice = choice.sort_values("arm", key=lambda arms: arms.map(place), kind="stable", ignore_index=True)
     return Findings(
         spec=spec,
-        runs=reader.runs(),
+        runs=runs,
         replicates=replicates,
         history=reader.history() if curves_too else empty,
         decisions=reader.decisions() if curves_too else empty,
@@ -93,6 +96,7 @@ def read(reader: StudyReader, *, curves_too: bool = True) -> Findings:
         choice=choice,
         differences=differences(replicates, choice, conditions),
         measures=_measures(reader, cells) if curves_too else {},
+        used=used,
     )
 
 

@@ -71,20 +71,20 @@ def _check_reachable(address: str) -> None:
 def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:
     """CPUs and GPUs of one trial on the connected cluster.
 
-    Left to us, a trial takes one CPU (the same wherever it runs, since the number of threads decides on the last bits
-    of a sum) and, where there are GPUs, one of them, or a share where every network is too small to fill one and there
-    are trials enough.
+    Left to us, a trial takes one CPU for each of its processes (the same wherever it runs, since the number of threads
+    decides on the last bits of a sum) and, where there are GPUs, one for each process, or a share of one where every
+    network is too small to fill it and there are trials enough.
 
     Raises:
         ClusterError: no node can ever hold such a trial.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(node.get("GPU", 0) for node in nodes)
-    cpu = asked.cpu if asked.cpu is not None else 1
+    cpu = asked.cpu if asked.cpu is not None else asked.several
     gpu = asked.gpu
     on_cpu = all(trial.cell.recipe.device == "cpu" for trial in plan.todo)
     if gpu is None:
-        gpu = 0.0 if on_cpu or not gpus else _share(plan, gpus)
+        gpu = 0.0 if on_cpu or not gpus else float(asked.several) if asked.several > 1 else _share(plan, gpus)
     if not any(node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in nodes):
         has: dict[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise ClusterError(
@@ -94,6 +94,12 @@ def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:
     needs_gpu = sorted({t.cell.recipe.device for t in plan.todo if t.cell.recipe.device.startswith("cuda")})
     if needs_gpu and not gpu:
         raise ClusterError(f"recipe.device: {needs_gpu[0]} asked, and a trial gets no GPU here")
+    for name in (name for name in needs_gpu if ":" in name):
+        # A worker sees the GPUs that Ray gives it, counted from 0.
+        if asked.several > 1:
+            raise ClusterError(f"recipe.device: {name} is one device, and a trial has {asked.several} processes")
+        if int(name.partition(":")[2]) >= max(1, gpu):
+            raise ClusterError(f"recipe.device: {name} asked, and a trial gets gpu {gpu:g}, counted from cuda:0")
     return {"cpu": float(cpu), "gpu": float(gpu)}
 
 

@@ -25,17 +25,21 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.error import TuneError, _TuneStopTrialError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 
+from study.budget import Meter
 from study.failures import Failures, Unexpected
 from study.watch import Watch
 
 
 class Controller(TuneController):
-    """Ray Tune's controller, with failures counted by `failures`, on a cluster that `watch` watches."""
+    """Ray Tune's controller, with failures counted by `failures` and devices by `meter`, on a cluster that `watch`
+    watches. When the meter's budget is reached no trial is begun, and each that is in training ends with its epoch.
+    """
 
-    def __init__(self, *arguments: Any, failures: Failures, watch: Watch, **more: Any) -> None:
+    def __init__(self, *arguments: Any, failures: Failures, meter: Meter, watch: Watch, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._failures, self._watch = failures, watch
+        self._failures, self._meter, self._watch = failures, meter, watch
         # Every ten seconds, for a line that nobody reads, the loop would ask the head and hang where there is none.
         self._resource_updater._refresh_period = float("inf")
         manager: Any = self._actor_manager
@@ -51,6 +55,18 @@ class Controller(TuneController):
     def step(self) -> None:
         self._watch.check()
         super().step()
+        # After the step, which wants nothing to be finished; those that wait for devices hold none.
+        self._meter.tick(self._actor_manager.num_live_actors)
+
+    def is_finished(self) -> bool:
+        if self._meter.reached is None:
+            return bool(super().is_finished())
+        # Ray's own way out leaves a worker five seconds for the epoch that it is in and for its checkpoint.
+        return not any(trial.status == Trial.RUNNING for trial in self._live_trials)
+
+    def _maybe_add_actors(self) -> None:
+        if self._meter.reached is None:
+            super()._maybe_add_actors()
 
     def cleanup(self) -> None:
         # Where the cluster is gone, to say goodbye to it takes a minute and Ray's own way out of the process.
@@ -67,7 +83,7 @@ class Controller(TuneController):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        del state["_failures"], state["_watch"]
+        del state["_failures"], state["_meter"], state["_watch"]
         return state
 
     def _process_trial_result(self, trial: Trial, result: dict[str, Any]) -> Any:
@@ -77,6 +93,13 @@ class Controller(TuneController):
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
         return decision
+
+    def _execute_action(self, trial: Trial, decision: str, after_save: bool = False) -> None:
+        if self._meter.reached is not None and decision == TrialScheduler.CONTINUE:
+            # It has not ended: its worker keeps a checkpoint, and a later run goes on from there.
+            self._schedule_trial_stop(trial)
+        else:
+            super()._execute_action(trial, decision, after_save=after_save)
 
     def _process_trial_failure(self, trial: Any, exception: Any) -> None:
         if isinstance(exception, _TuneStopTrialError):
@@ -105,7 +128,7 @@ class Controller(TuneController):
 
 
 @contextmanager
-def counted(failures: Failures) -> Iterator[None]:
+def counted(failures: Failures, meter: Meter) -> Iterator[None]:
     """`Tuner.fit` in here runs a `Controller` on the connected cluster; Ray has no other way to hand it one.
 
     Raises:
@@ -114,8 +137,9 @@ def counted(failures: Failures) -> Iterator[None]:
     module: Any = sys.modules["ray.tune.tune"]
     usual = module.TuneController
     with Watch() as watch:
-        module.TuneController = partial(Controller, failures=failures, watch=watch)
+        module.TuneController = partial(Controller, failures=failures, meter=meter, watch=watch)
         try:
             yield
         finally:
+            meter.stop()
             module.TuneController = usual

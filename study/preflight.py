@@ -44,5 +44,6 @@ def check_this_machine(asked: Resources, cpus: int | None) -> None:
         ClusterError: a trial asks for more.
     """
     here = cpus or os.cpu_count() or 1
-    if asked.cpu is not None and asked.cpu > here:
-        raise ClusterError(f"resources: a trial asks for cpu {asked.cpu}; this run has cpu {here} on this machine")
+    cpu = asked.cpu if asked.cpu is not None else asked.several
+    if cpu > here:
+        raise ClusterError(f"resources: a trial asks for cpu {cpu}; this run has cpu {here} on this machine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from study.budget import Balance, used
 from study.measured import tags
 from study.records import from_parquet
 from study.settings import Scheduler
@@ -51,6 +52,14 @@ class StudyReader:
     def runs(self) -> list[dict[str, Any]]:
         """Provenance of each run, oldest first."""
         return self.folder.runs()
+
+    def used(self, runs: list[dict[str, Any]] | None = None) -> Balance:
+        """What all runs have taken of devices and time, its cost, and what the study's budget has left.
+
+        Args:
+            runs: what `runs` has returned, for whoever has it already.
+        """
+        return Balance.of(self.spec, used(self.runs() if runs is None else runs))
 
     def replicates(self) -> pd.DataFrame:
         """One row per planned replicate: `cell`, `trial`, `arm`, `seed`, `status`, `epoch`, `reason`, the recipe's

@@ -8,8 +8,11 @@ from typing import Any
 from ray import tune
 
 from study.board import Board, worst
+from study.budget import Meter
+from study.events import Events
 from study.failures import Failures
 from study.lock import Lease
+from study.metrics import Metrics
 from study.plan import Plan, PlannedTrial
 from study.progress import Display
 from study.records import Recording
@@ -30,6 +33,9 @@ class Recorder(tune.Callback):
         failures: why trials were given up.
         display: shows the board.
         trouble: takes note of a folder that cannot be written.
+        meter: counts what the run takes.
+        metrics: are told how it gets on.
+        events: TensorBoard's files; None where the study wants none.
     """
 
     def __init__(
@@ -42,9 +48,13 @@ class Recorder(tune.Callback):
         failures: Failures,
         display: Display,
         trouble: Trouble,
+        meter: Meter,
+        metrics: Metrics,
+        events: Events | None = None,
     ) -> None:
         self.folder, self.recording, self.board = folder, recording, board
         self.lease, self.failures, self.display, self.trouble = lease, failures, display, trouble
+        self.meter, self.metrics, self.events = meter, metrics, events
         #: Where a scheduler has stopped trials, by id; see `LedgerAsha.stops`.
         self.stops: Mapping[str, int] = {}
         self.scheduler = str(plan.study.scheduler)
@@ -65,7 +75,7 @@ class Recorder(tune.Callback):
 
     def name(self, trial: Any) -> str:
         """What Ray shows a trial as."""
-        return _name(self._planned(trial))
+        return readable(self._planned(trial))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles its callbacks for its own restore, which this project never uses."""
@@ -86,6 +96,10 @@ class Recorder(tune.Callback):
         self.unmeasured += result.get("unmeasured", [])
         self.remarks += result["remarks"]
         self.recording.history(planned.id, result["rows"])
+        self.metrics.report(planned, result)
+        if self.events is not None:
+            with self.trouble.noted():
+                self.events.report(planned, result)
         outcome = result.get("outcome") or ("stopped" if result.get("done") else None)
         if outcome == "unkept":
             # What one worker cannot write no other one can: the run stops, and the trial has not failed.
@@ -111,6 +125,8 @@ class Recorder(tune.Callback):
             # Before anything is written: another driver may have taken over while this one was asleep.
             self.lease.check()
             self.recording.tick()
+            self.meter.save()
+        self.metrics.step(self.board, self.meter.total())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed for the last time."""
@@ -182,7 +198,7 @@ class Recorder(tune.Callback):
         self.ended[state] = self.ended.get(state, 0) + 1
 
 
-def _name(trial: PlannedTrial) -> str:
+def readable(trial: PlannedTrial) -> str:
     """A readable name for Ray's dashboard and logs, e.g. `fsam_gamma=0.1_eta=1_5f3a...`."""
     settings = trial.cell.recipe.settings()
     knobs = [f"{key}={settings[key]:g}" for key in ("gamma", "eta") if key in settings]

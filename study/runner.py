@@ -23,17 +23,20 @@ os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "
 from ray import tune  # the environment above has to be set first
 
 from study.board import Board
+from study.budget import Meter, Usage, recorded, unlimited, used
 from study.cluster import choose_resources
 from study.controller import counted
+from study.events import Events
 from study.failures import Failures
 from study.keeper import FolderKeeper
 from study.lock import Lease
 from study.measured import tags
+from study.metrics import make_metrics
 from study.plan import Plan, PlannedTrial
 from study.preflight import ClusterError
 from study.progress import Display, make_display
 from study.provenance import now, provenance
-from study.recorder import Recorder
+from study.recorder import Recorder, readable
 from study.sampling import Sampling
 from study.scheduling import make_scheduler
 from study.store import StoreError, StudyFolder
@@ -56,10 +59,19 @@ class Summary:
     remarks: list[str] = field(default_factory=list)  # what a person should know of: damaged checkpoints passed over
     exhausted: list[str] = field(default_factory=list)  # a line for each arm whose search found no more cells
     interrupted: bool = False
+    usage: Usage = field(default_factory=Usage)  # of this run
+    budget: str | None = None  # the limit that stopped it, in words
 
 
 def run_plan(
-    plan: Plan, folder: StudyFolder, run: str, text: str, lease: Lease, display: Display | None = None
+    plan: Plan,
+    folder: StudyFolder,
+    run: str,
+    text: str,
+    lease: Lease,
+    display: Display | None = None,
+    *,
+    monitored: bool = False,
 ) -> Summary:
     """Train what the plan misses on the connected cluster, and record it in the folder.
 
@@ -70,6 +82,7 @@ def run_plan(
         text: the study file as its user wrote it.
         lease: says that this run still holds the folder.
         display: where to show it; by default the terminal.
+        monitored: whether to export metrics for Prometheus.
 
     Raises:
         study.preflight.ClusterError: the cluster can never run such a trial, or is gone.
@@ -79,6 +92,7 @@ def run_plan(
     # Nothing may be written after a take-over.
     lease.check()
     folder.save_study(plan.study.model_dump(mode="json"), text, plan.rows())
+    before = used(folder.runs())
     record: dict[str, Any] = {
         "run": run,
         "started": now(),
@@ -92,14 +106,28 @@ def run_plan(
     trouble = Trouble()
     recording = folder.recording(run, lease.check)
     failures = Failures(plan.study.max_failures, remedy=lambda trial: recorder.remedy(trial))
-    recorder = Recorder(plan, folder, recording, board, lease, failures, display or make_display(board), trouble)
+    meter = Meter(
+        resources,
+        before,
+        plan.study.budget,
+        plan.study.price,
+        lambda usage: folder.save_run(run, {**record, "usage": recorded(usage)}),
+    )
+    metrics = make_metrics(plan.study, named=monitored)
+    axes = plan.study.search.space if plan.study.search else plan.study.grid
+    events = Events(folder, list(axes)) if plan.study.tensorboard else None
+    recorder = Recorder(
+        plan, folder, recording, board, lease, failures, display or make_display(board), trouble, meter, metrics, events
+    )
+    if (line := unlimited(plan.study.budget, resources)) is not None:
+        recorder.remarks.append(line)
     began = time.monotonic()
     broken: str | None = "ended by an error"
     try:
         with (
             tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch,
             recorder.display,
-            counted(failures),
+            counted(failures, meter),
         ):
             exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
         recording.close()
@@ -116,7 +144,16 @@ def run_plan(
         if broken:
             # The store may be what is broken.
             with suppress(StoreError):
-                folder.save_run(run, {**record, "ended": now(), "interrupted": True, "reason": broken})
+                folder.save_run(
+                    run,
+                    {
+                        **record,
+                        "ended": now(),
+                        "interrupted": True,
+                        "reason": broken,
+                        "usage": recorded(meter.usage()),
+                    },
+                )
                 # Last: a run that was taken over may not.
                 recording.flush()
     unsampled = [arm for arm, count in plan.unsampled().items() if count]
@@ -131,7 +168,10 @@ def run_plan(
         remarks=recorder.remarks,
         exhausted=exhausted,
         interrupted=sum(recorder.ended.values()) < len(plan.todo) or len(exhausted) < len(unsampled),
+        usage=meter.usage(),
     )
+    if summary.interrupted:
+        summary.budget = meter.reached
     folder.save_run(
         run,
         {
@@ -145,6 +185,8 @@ def run_plan(
             "failures": failures.counts(),
             "exhausted": summary.exhausted,
             "interrupted": summary.interrupted,
+            **({"reason": f"stopped by its budget ({summary.budget})"} if summary.budget else {}),
+            "usage": recorded(summary.usage),
             "devices": sorted(recorder.devices),
         },
     )
@@ -168,7 +210,9 @@ def _fit(
             keeper=FolderKeeper(folder, study.checkpoints.keep),
             jobs={} if study.search else {trial.id: make_job(trial) for trial in plan.todo},
             data_root=_absolute(study.data_root()),
-            threads=max(1, int(resources["cpu"])),
+            threads=max(1, int(resources["cpu"]) // study.resources.several),
+            processes=study.resources.several,
+            data_parallel=study.resources.data_parallel,
             checkpoint_every=study.checkpoints.every,
             checkpoint_seconds=study.checkpoints.seconds,
         ),
@@ -232,6 +276,7 @@ class JobMaker:
             here["pretrained"] = _absolute(str(path)) if path else recipe.pretrained
         return {
             "cell": trial.cell.id,
+            "name": readable(trial),
             "recipe": {**recipe.settings(), **here},
             "seeds": list(trial.seeds),
             "until": trial.until,

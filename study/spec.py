@@ -13,8 +13,10 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from study.points import Assembled, Design, KeyPath, check, same_recipe_twice
 from study.search_space import Search
-from study.settings import STRICT, Checkpoints, Exceptional, Resources, Scheduler
+from study.settings import STRICT, Budget, Checkpoints, Exceptional, Price, Resources, Scheduler
 from study.yaml_text import YamlError, parse
+from trainables.data import DATASETS
+from trainables.devices import unshareable
 from trainables.measures.settings import check as check_measures
 from trainables.problems import Problem, RecipeError, nearest
 from trainables.recipe import Recipe, digest
@@ -54,7 +56,10 @@ class Study(BaseModel):
     scheduler: Scheduler = Scheduler()
     resources: Resources = Resources()
     checkpoints: Checkpoints = Checkpoints()
+    budget: Budget = Budget()
+    price: Price | None = None
     max_failures: int = Field(2, ge=0, description="times a failed trial is tried again")
+    tensorboard: bool = Field(False, description="write TensorBoard event files into the study's folder")
     storage: str = Field("results", min_length=1)
     data: str | None = Field(None, min_length=1)
     small: dict[str, Any] = Field({}, description="settings above the file's that `--small` takes")
@@ -164,6 +169,9 @@ class Study(BaseModel):
         found += check(design, _ends(design, search), changed) + _check_sections(content, design, search)
         if study is not None and not found:
             found += same_recipe_twice(study.points) + _check_schedule(study) + _check_search(study)
+            found += _check_devices(study)
+            if study.budget.cost is not None and study.price is None:
+                found.append((("budget", "cost"), "needs a price: what a device costs an hour, e.g. `price: 2.10 EUR`"))
         if study is None or found:
             # The order of the file, and no problem twice.
             raise _Located(list(dict.fromkeys(found)))
@@ -286,6 +294,24 @@ def _check_search(study: Study) -> list[tuple[KeyPath, str]]:
         if not axes:
             found.append((("arms", arm), "uses no axis of the search's space; put it into a study of its own"))
     return found
+
+
+def _check_devices(study: Study) -> list[tuple[KeyPath, str]]:
+    """What does not go over several processes, said before any has started."""
+    asked = study.resources
+    if asked.several == 1:
+        return []
+    if not asked.data_parallel:
+        if asked.several > len(study.seeds):
+            message = f"{asked.several} processes for {len(study.seeds)} seeds: some would idle; or data_parallel: true"
+            return [(("resources",), message)]
+        return []
+    for arm, recipe in [*study.points, *study.corners()]:
+        facts = DATASETS[recipe.dataset]
+        images = recipe.train_images(facts) if facts.train is not None else None
+        if (reason := unshareable(recipe, asked.several, images)) is not None:
+            return [(("resources", "data_parallel"), f"{reason} (arm {arm})")]
+    return []
 
 
 def _check_schedule(study: Study) -> list[tuple[KeyPath, str]]:

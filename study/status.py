@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from study.asha import Asha
+from study.budget import Balance
 from study.ledger import Replayed, Story, merges, replay, why
 from study.lock import Holder, holder
 from study.reader import StudyReader
@@ -128,6 +129,8 @@ class Status:
     runs: list[Run]
     best: Best | None
     ledger: Ledger | None = field(default=None)
+    #: What all runs have used, and what the study's budget has left.
+    balance: Balance | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False)
@@ -178,6 +181,7 @@ def status(reader: StudyReader, now: datetime | None = None) -> Status:
         runs=[_run(record, held, now) for record in runs[-LAST_RUNS:]],
         best=_best(reader.spec, table, named),
         ledger=_ledger(reader, replicates, runs),
+        balance=reader.used(runs) if runs else None,
     )
 
 

@@ -33,6 +33,10 @@ def lines(found: Status) -> list[str]:
         f"  {ended:,} of {count(found.replicates['planned'], 'replicate')} ended, {found.epochs_done:,} of "
         f"{'at most ' if found.at_most else ''}{count(found.epochs_planned, 'epoch')} trained"
     )
+    if found.balance is not None:
+        out.append(f"  {found.balance}")
+        if found.balance.spent:
+            out.append(f"  stopped by its budget until it gets more: {found.balance.spent}")
     if found.begun:
         alive = found.driver is not None and found.driver.state == "alive"
         out.append("in training:" if alive else "begun and not ended; the next run goes on with them:")

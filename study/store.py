@@ -11,6 +11,7 @@
       records/<run>/                 ends, decisions and epochs as that run's driver wrote them, see study.records
       trials/<trial>/checkpoints/<epoch>.pt   written by the trial, with its checksum in the file
       trials/<trial>/measures/<tag>.parquet   what was measured on its networks, see study.measured
+      tensorboard/<arm>/<cell>/seed_<n>/      TensorBoard's event files, if the study asks for them, see study.events
       report/                        what `study report` draws
 
 Every file is written whole or not at all. A reader needs neither Ray nor torch.
@@ -52,6 +53,7 @@ _OWN = {
     FOLDER,
     "trials",
     "report",
+    "tensorboard",
     ".writable",
 }
 

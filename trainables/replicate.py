@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from trainables.data.images import Images
 from trainables.data.label_noise import corrupt, mask_hash
 from trainables.data.opened import opened
 from trainables.data.splits import Splits
+from trainables.data.streamed import Streamed
+from trainables.devices import DeviceError, resolve_device, unshareable
 from trainables.measures.subject import Split, Subject, batch_indices
 from trainables.models import build
 from trainables.models.pretrained import load_pretrained
@@ -37,6 +39,9 @@ from trainables.randomness import derive, global_stream, seed_global, stream
 from trainables.recipe import Recipe
 from trainables.schedule import learning_rate
 from trainables.sharpness import SharpnessAware, per_example_squares
+
+if TYPE_CHECKING:
+    from trainables.data_parallel import Share
 
 Row = dict[str, float | int | str | bool]
 
@@ -69,12 +74,14 @@ class Evaluation:
 
 
 class Replicate:
-    """One seed of a recipe, on one device.
+    """One seed of a recipe, on one device, or this process's share of one that several processes train together.
 
     Args:
         recipe: what to train.
         seed: fixes the initial weights, data order, augmentation, dropout and label noise, whatever the optimiser.
         data_root: folder of the data set's files, for data sets that have files.
+        share: this process's part of every batch. Every process then calls the same methods in the same order; what
+            they return, and the state, are the same in all, to the last bit. Measures are taken in one of them.
 
     Attributes:
         epoch: epochs trained so far.
@@ -83,9 +90,10 @@ class Replicate:
     Raises:
         trainables.data.DataError: the data set is missing or damaged.
         trainables.models.weights.WeightsError: the pretrained weights are missing, damaged or of another network.
+        trainables.devices.DeviceError: the device is not there, or the recipe cannot be shared.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None, *, share: Share | None = None) -> None:
         self.recipe, self.seed = recipe, seed
         self.device = resolve_device(recipe.device)
         self.data: Splits = opened(recipe, data_root, self.device)
@@ -111,6 +119,14 @@ class Replicate:
             load_pretrained(model, recipe.pretrained, model=recipe.model, classes=self.data.classes)
         # Channels last: convolutions read memory in order, on CPU (a quarter faster here) and on GPU.
         self.model: nn.Module = model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
+        #: What trains; with a share, what exchanges gradients.
+        self._trained = self.model
+        self.share = share
+        if share is not None:
+            if (reason := unshareable(recipe, share.processes, len(self.data.train))) is not None:
+                raise DeviceError(reason)
+            if not recipe.m:
+                self._trained = share.wrap(self.model, self.device)
         self.optimiser = _optimiser(recipe, self.model)
         self.scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "float16" else None
         self._crop = "resized_crop" in recipe.augmentation
@@ -152,14 +168,20 @@ class Replicate:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         with global_stream(self.seed, "dropout", self.epoch, self.device):
-            for i, (batch, pixels) in enumerate(
-                zip(batches, data.train.batches(batches, crop_seed=crop_seed), strict=True)
-            ):
+            for i, (batch, pixels) in enumerate(zip(batches, self._pixels(batches, crop_seed), strict=True)):
                 x = self._augment(pixels, self._mean, self._std, draws.__getitem__).to(self._dtype)
+                y = self._labels[batch]
+                if self.share is not None:
+                    # After the whole batch's draws.
+                    part = self.share.begin(len(batch), recipe.m)
+                    x, y = x[part], y[part]
                 self.optimiser.watch = i in watched
-                batch_loss, batch_correct = self._step(i, x, self._labels[batch])
+                batch_loss, batch_correct = self._step(i, x, y)
                 loss += batch_loss
                 correct += batch_correct
+        if self.share is not None:
+            self.share.add([loss, correct])
+            self.share.check_equal(self.model)
         diagnostics = self.optimiser.diagnostics()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -191,6 +213,20 @@ class Replicate:
             "diverged": self.diverged,
         }
 
+    def _pixels(self, batches: Sequence[Tensor], crop_seed: int | None) -> Iterator[Tensor]:
+        """Training images, a batch at a time. Of images that stream, only this process's are decoded: the others are
+        black, since what augmentation draws has to be drawn for all."""
+        images = self.data.train
+        if self.share is None or not isinstance(images, Streamed):
+            yield from images.batches(batches, crop_seed=crop_seed)
+            return
+        parts = [self.share.part_of(len(batch), self.recipe.m) for batch in batches]
+        own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
+        for batch, part, pixels in zip(batches, parts, images.batches(own, crop_seed=crop_seed), strict=True):
+            whole = pixels.new_zeros(len(batch), *pixels.shape[1:])
+            whole[part] = pixels
+            yield whole
+
     def untrained_row(self) -> Row:
         """The row of a recipe of 0 epochs: the network as it starts, on the validation split."""
         validation = self.evaluate("validation")
@@ -218,12 +254,20 @@ class Replicate:
         among = torch.zeros((), dtype=torch.int64, device=self.device)
         answers = []
         index = torch.arange(len(labels), device=self.device).split(EVALUATION_BATCH[self.device.type])
+        if self.share is not None:
+            index = [own for batch in index if len(own := batch[self.share.part_of(len(batch))])]
         for x, batch in zip(self._shown(images, index), index, strict=True):
             logits, y = self._forward(x), labels[batch]
             loss += F.cross_entropy(logits, y, reduction="sum")
             answers.append(logits.argmax(1))
             among += (logits.topk(min(5, logits.shape[1])).indices == y[:, None]).sum()
-        answer = torch.cat(answers)
+        if self.share is None:
+            answer = torch.cat(answers)
+        else:
+            answer = torch.zeros_like(labels)
+            for batch, own in zip(index, answers, strict=True):
+                answer[batch] = own
+            self.share.add([loss, among, answer])
         n = len(labels)
         return Evaluation(float(loss) / n, int((answer == labels).sum()) / n, int(among) / n, answer)
 
@@ -308,7 +352,12 @@ class Replicate:
             setattr(self, key, state[key])
 
     def _step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimiser step. Returns the first pass's summed loss and its number of right answers, on the device."""
+        """One optimiser step. Returns the first pass's summed loss and its number of right answers, on the device.
+
+        With a share, x and y are this process's, and so is what is returned.
+        """
+        share, m = self.share, self.recipe.m
+        whole = None if m else share  # processes that share the one group that the batch is
         seen: list[tuple[Tensor, Tensor]] = []  # per group of m examples, from its first pass
 
         def closure_of(group: int, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
@@ -324,43 +373,69 @@ class Replicate:
                     seed_global(
                         self.seed, f"dropout, step {step}, group {group}, {which} pass", self.epoch, self.device
                     )
-                logits = self._forward(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+                logits = self._forward(x, self._trained)
+                loss = F.cross_entropy(
+                    logits, y, label_smoothing=self.recipe.label_smoothing, reduction="sum" if whole else "mean"
+                )
+                if whole:
+                    # The mean of the processes' gradients is then that of the whole batch's mean loss.
+                    loss = loss * (whole.processes / whole.images)
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
                 if first_pass:
                     first_pass = False
                     hits = (logits.detach().argmax(1) == y).sum()
-                    seen.append((loss.detach() * len(y), hits))
+                    seen.append((loss.detach() * (whole.images / whole.processes if whole else len(y)), hits))
                 return loss.detach()
 
             return closure
 
         def squares_of(x: Tensor, y: Tensor) -> Callable[[], list[Tensor]]:
-            return lambda: per_example_squares(
-                self.model,
-                lambda logits, label: F.cross_entropy(logits, label, label_smoothing=self.recipe.label_smoothing),
-                x,
-                y,
-                chunk=PER_EXAMPLE_CHUNK,
-            )
+            def squares() -> list[Tensor]:
+                found = per_example_squares(
+                    self.model,
+                    lambda logits, label: F.cross_entropy(logits, label, label_smoothing=self.recipe.label_smoothing),
+                    x,
+                    y,
+                    chunk=PER_EXAMPLE_CHUNK,
+                )
+                if whole:
+                    # Squares of single images' gradients are linear in the images; those of means are not.
+                    torch._foreach_mul_(found, len(y) / whole.images)
+                    whole.add(found)
+                return found
 
-        groups = list(zip(x.split(self.recipe.m or len(y)), y.split(self.recipe.m or len(y)), strict=True))
+            return squares
+
+        dealt = share if m else None
+        first, statistics = 0, None
+        if dealt and m:
+            from trainables.data_parallel import Statistics
+
+            first, statistics = dealt.part.start // m, Statistics(self.model)
+        groups = list(zip(x.split(m or len(y)), y.split(m or len(y)), strict=True)) if m or not share else [(x, y)]
+        if dealt and not len(y):
+            groups = []
         self.optimiser.step(
-            [closure_of(i, *group) for i, group in enumerate(groups)],
-            weights=[len(labels) for _, labels in groups],
+            [closure_of(first + i, *group) for i, group in enumerate(groups)],
+            weights=None if whole else [len(labels) for _, labels in groups],
             fisher=[squares_of(*group) for group in groups] if self.recipe.fisher == "per_example" else None,
             scaler=self.scaler,
+            others=dealt,
         )
         if self.scaler:
             self.scaler.update()
+        if dealt and statistics and m:
+            statistics.merge(dealt, m)
+        if not seen:
+            return x.new_zeros(()), y.new_zeros(())
         losses, hits = zip(*seen, strict=True)
         return sum(losses), sum(hits)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """Logits in at least float32, the model under the recipe's precision."""
+    def _forward(self, x: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Logits in at least float32, the model (or what trains it) under the recipe's precision."""
         dtype = DTYPES.get(self.recipe.precision)
         with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-            logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = (model or self.model)(x.contiguous(memory_format=torch.channels_last))
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _choose_arithmetic(self) -> None:
@@ -388,13 +463,6 @@ class Replicate:
 
 def _no_draws(name: str) -> torch.Generator:
     raise AssertionError(f"{name} is no augmentation of a plain image")
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one and the CPU elsewhere."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _optimiser(recipe: Recipe, model: nn.Module) -> SharpnessAware:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ import torch
 from ray import tune
 
 from trainables.data import DataError
+from trainables.devices import DeviceError, resolve_devices
+from trainables.distributed import Remote, Team
 from trainables.measures import check
 from trainables.measures import run as run_measure
 from trainables.memory import explained
@@ -54,19 +56,22 @@ class Trial(tune.Trainable):
     """Trains the replicates of one cell.
 
     `config["trial"]` is the trial's id, and `jobs`, bound once for the whole run, has under it the `cell` (id), the
-    `recipe` (settings), the `seeds`, `until`: the epoch at which the cell is already known to end, or None, and
-    `measures`: what to measure on the trained networks, by tag. (Ray copies every configuration of a grid for every
-    trial it makes: with the jobs in it, ten thousand trials would take it half an hour. A search, whose jobs are not
-    known beforehand, has each one in its configuration, under `job`.) A job with `trained` is of a trial that is
-    complete already and only lacks measures: it trains nothing.
+    `recipe` (settings), the `seeds`, its `name` in the log, `until`: the epoch at which the cell is already known to
+    end, or None, and `measures`: what to measure on the trained networks, by tag. (Ray copies every configuration of a
+    grid for every trial it makes: with the jobs in it, ten thousand trials would take it half an hour. A search, whose
+    jobs are not known beforehand, has each one in its configuration, under `job`.) A job with `trained` is of a trial
+    that is complete already and only lacks measures: it trains nothing.
+
+    With several `processes` the replicates are trained in those (see `trainables.distributed`): each seed in one of
+    them or, `data_parallel`, every seed in all. A report and a checkpoint are the same, and either way goes on from it.
 
     One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, in `rows`
     every epoch's row that this worker has not reported yet (the first report after a restore is of the epochs that the
     checkpoint holds, and trains none: whoever was told of them may be gone), the `step_seconds` that all of them
-    trained, `remarks` for a person, and in its last one `outcome`: `complete` (with the test accuracy, measured here
-    and nowhere else, and a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`,
-    `measured` (a `trained` job's), `failed` with its `reason`: data or weights that no second try would mend, or
-    `unkept` with its `reason`: a keeper that cannot keep.
+    trained, on CUDA the most `device_memory_bytes` that this worker has held, `remarks` for a person, and in its last
+    one `outcome`: `complete` (with the test accuracy, measured here and nowhere else, and a line in `unmeasured` for
+    each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a `trained` job's), `failed` with its
+    `reason`: data or weights that no second try would mend, or `unkept` with its `reason`: a keeper that cannot keep.
     """
 
     def setup(
@@ -76,6 +81,8 @@ class Trial(tune.Trainable):
         jobs: Mapping[str, Mapping[str, Any]] | None = None,
         data_root: str | None = None,
         threads: int | None = None,
+        processes: int = 1,
+        data_parallel: bool = False,
         checkpoint_every: int | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
@@ -84,6 +91,7 @@ class Trial(tune.Trainable):
             # More threads than the trial's CPUs would fight with its neighbours'.
             torch.set_num_threads(threads)
         self.keeper, self.jobs, self.data_root = keeper, jobs or {}, data_root
+        self.threads, self.processes, self.data_parallel = threads or 1, processes, data_parallel
         self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
         self._begin(config)
 
@@ -100,6 +108,9 @@ class Trial(tune.Trainable):
     #: The last epoch's row of each seed, and every epoch's.
     rows: list[Row]
     history: list[Row]
+
+    #: What trains the replicates where that is not this process.
+    team: Team | None = None
 
     #: For the next report.
     remarks: list[str]
@@ -138,11 +149,11 @@ class Trial(tune.Trainable):
         elif self.epoch < self.target:
             # Until every seed has it, there is nothing that a checkpoint could hold.
             self._whole = False
-            self.rows = [replicate.train_epoch() for replicate in self.replicates]
+            self.rows = self._each("train_epoch")
             self.epoch, self._whole = self.epoch + 1, True
             self.history += [{"cell": self.cell, **row} for row in self.rows]
         elif not self.rows:
-            self.rows = [replicate.untrained_row() for replicate in self.replicates]
+            self.rows = self._each("untrained_row")
             self.history += [{"cell": self.cell, **row} for row in self.rows]
         outcome = self._outcome()
         report: dict[str, Any] = {
@@ -156,37 +167,59 @@ class Trial(tune.Trainable):
             "device": self.device_name,
             "step_seconds": sum(replicate.train_seconds for replicate in self.replicates) - before,
         }
+        if self.replicates[0].device.type == "cuda":
+            report["device_memory_bytes"] = torch.cuda.max_memory_allocated(self.replicates[0].device)
         if outcome:
             report |= {"outcome": outcome, "done": True}
         if outcome == "complete":
-            for row, replicate in zip(report["replicates"], self.replicates, strict=True):
-                row |= replicate.final()
+            for row, final in zip(report["replicates"], self._each("final"), strict=True):
+                row |= final
         if not self.trained and outcome != "diverged":
             # What diverged is not worth going on from.
             self._keep(last=bool(outcome))
+        self._tell(outcome)
         self._reported, self.remarks = len(self.history), []
         if outcome in ("complete", "measured"):
             # After the checkpoint: whoever is killed while measuring does not train again.
             report["unmeasured"] = self._measure()
         return report
 
+    def _tell(self, outcome: str | None) -> None:
+        """A line in the worker's log at the beginning, after every tenth of the epochs and at the end."""
+        every = max(1, self.target // 10)
+        if outcome or self.epoch % every == 0:
+            mean = _mean([row["validation_accuracy"] for row in self.rows])
+            said = f"epoch {self.epoch} of {self.target}, mean validation accuracy {100 * mean:.2f} %"
+            self._log(said + (f"; {outcome}" if outcome else ""))
+
+    def _log(self, said: str) -> None:
+        # Ray keeps a worker's output as its log and shows it in the dashboard.
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.name}: {said}", flush=True)
+
     def cleanup(self) -> None:
         """Before this process ends: whoever stops a run politely loses no epoch."""
-        if self.unfit is None and self._whole and not self.trained and self.epoch > self._kept and not self.diverged:
-            with suppress(KeepError):
-                self._save()
+        try:
+            gone = self.unfit is not None or (self.team is not None and self.team.closed)
+            if not gone and self._whole and not self.trained and self.epoch > self._kept and not self.diverged:
+                with suppress(KeepError):
+                    self._save()
+        finally:
+            if self.team is not None:
+                self.team.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial: str = config["trial"]
         job = config.get("job") or self.jobs[self.trial]
         self.cell: str = job["cell"]
+        #: For a person, in the log.
+        self.name: str = job.get("name", self.trial)
         recipe = Recipe.of(job["recipe"])
         self.target: int = job["until"] or recipe.epochs
         self.measures: Mapping[str, tuple[str, Mapping[str, Any]]] = job.get("measures", {})
         self.trained = bool(job.get("trained"))
         self.recipe = recipe
         # Before the next cell's: two cells at once would need twice the device's memory.
-        self.replicates: list[Replicate] = []
+        self.replicates: Sequence[Replicate | Remote] = []
         #: What is wrong with the data, the weights or the keeper: the outcome and its reason.
         self.unfit: tuple[str, str] | None = None
         self.epoch, self.rows, self._reported, self._kept = 0, [], 0, 0
@@ -194,13 +227,16 @@ class Trial(tune.Trainable):
         self.history, self.remarks = [], []
         self._checkpointed = time.monotonic()
         try:
-            with explained(recipe, len(job["seeds"])):
-                self.replicates = [Replicate(recipe, seed, self.data_root) for seed in job["seeds"]]
-        except (DataError, WeightsError) as error:
+            self.replicates = self._made(recipe, job["seeds"])
+        except (DataError, DeviceError, WeightsError) as error:
             self.unfit = "failed", str(error)
+            self._log(f"failed: {error}")
             return
-        device = self.replicates[0].device
-        self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        first = self.replicates[0]
+        if isinstance(first, Remote):
+            self.device_name = first.device_name
+        else:
+            self.device_name = torch.cuda.get_device_name(first.device) if first.device.type == "cuda" else "CPU"
         try:
             saved, self.remarks = self.keeper.load_checkpoint(self.trial)
         except KeepError as error:
@@ -208,8 +244,35 @@ class Trial(tune.Trainable):
             return
         if saved is not None:
             self._restore(saved)
+        seeds = ", ".join(map(str, job["seeds"]))
+        begins = f"goes on after epoch {self.epoch}" if self.epoch else "begins"
+        self._log(f"{begins}: cell {self.cell}, seeds {seeds}, to epoch {self.target}, on {self.device_name}")
         if self.trained and self.epoch < recipe.epochs:
             raise RuntimeError(f"trial {self.trial} has no whole checkpoint of its last epoch to measure")
+
+    def _made(self, recipe: Recipe, seeds: Sequence[int]) -> Sequence[Replicate | Remote]:
+        """The replicates, here or in a team; a team that fits stays from one cell to the next."""
+        processes = self.processes if self.data_parallel else min(self.processes, len(seeds))
+        if processes == 1:
+            self._disband()
+            with explained(recipe, len(seeds)):
+                return [Replicate(recipe, seed, self.data_root) for seed in seeds]
+        devices = resolve_devices(recipe.device, processes)
+        if self.team is None or self.team.closed or self.team.devices != tuple(devices):
+            self._disband()
+            self.team = Team(devices, threads=self.threads, data_root=self.data_root, data_parallel=self.data_parallel)
+        return self.team.build(recipe, seeds)
+
+    def _disband(self) -> None:
+        if self.team is not None:
+            self.team.close()
+        self.team = None
+
+    def _each(self, method: str) -> list[Any]:
+        """What a method returns for each replicate: at the same time in a team, one after the other here."""
+        if self.team is not None:
+            return self.team.each(method)
+        return [getattr(replicate, method)() for replicate in self.replicates]
 
     def _restore(self, saved: bytes) -> None:
         state = torch.load(io.BytesIO(saved), map_location=self.replicates[0].device, weights_only=True)
@@ -247,7 +310,7 @@ class Trial(tune.Trainable):
         state = {
             "epoch": self.epoch,
             "history": self.history,
-            "replicates": [replicate.state_dict() for replicate in self.replicates],
+            "replicates": self._each("state_dict"),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -266,7 +329,11 @@ class Trial(tune.Trainable):
                 rows = [
                     {"cell": self.cell, "seed": replicate.seed, **row}
                     for replicate in self.replicates
-                    for row in run_measure(name, replicate.subject(), measure)
+                    for row in (
+                        replicate.measure(name, dict(settings))
+                        if isinstance(replicate, Remote)
+                        else run_measure(name, replicate.subject(), measure)
+                    )
                 ]
             except Exception as error:
                 # What is trained is complete all the same; the next run measures again.

@@ -59,7 +59,7 @@ def failures(found: Findings) -> str:
 def provenance(found: Findings) -> str:
     if not found.runs:
         return page.paragraph("No run is recorded.")
-    body = ""
+    body = page.paragraph(f"All runs together have {found.used}. A device counts while a worker holds it.")
     for run in found.runs[-10:]:
         flat = _flat(run)
         body += page.table(

@@ -19,8 +19,8 @@ from trainables.models.weights import WeightsError
 
 _EPILOG = """\
 exit codes: 0 done; 1 done, but some trials failed; 2 the input, the data, the storage or the cluster is not as it has
-to be (each problem on a line of its own; nothing that is stored is harmed); 130 interrupted (the same command goes
-on)"""
+to be (each problem on a line of its own; nothing that is stored is harmed); 3 stopped by the study's budget (the same
+command with a larger one goes on); 130 interrupted (the same command goes on)"""
 
 
 class _Parser(argparse.ArgumentParser):

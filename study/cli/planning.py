@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from study.budget import HOUR, Balance, Usage, estimated_lines, used
 from study.cli.codes import OK
 from study.spec import Study
 from study.store import StudyFolder, child
@@ -22,6 +24,12 @@ def register(verbs: Any) -> None:
     parser = verbs.add_parser("plan", help="check a study file and say what running it would do")
     file_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--seconds-per-epoch",
+        type=_seconds,
+        metavar="SECONDS",
+        help="what an epoch of one seed takes, to estimate time and cost (default: what this folder's have taken)",
+    )
     parser.set_defaults(verb=plan)
 
 
@@ -64,14 +72,28 @@ def plan(options: argparse.Namespace) -> int:
     study, folder = load(options)
     made = make_plan(study, folder)
     if options.json:
-        print(json.dumps(_plan_json(made, folder), indent=1))
+        print(json.dumps(_plan_json(made, folder, options.seconds_per_epoch), indent=1))
         return OK
-    for line in plan_lines(made, folder):
+    for line in plan_lines(made, folder, options.seconds_per_epoch):
         print(line)
     return OK
 
 
-def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
+def _plan_json(plan: Plan, folder: StudyFolder, seconds_per_epoch: float | None) -> dict[str, Any]:
+    study, runs = plan.study, folder.runs()
+    time = _training_time(plan, folder, seconds_per_epoch)
+    resources = _resources(plan, runs)
+    need = None if time is None or resources is None else Usage.of(resources, time[0])
     return {
         "study": plan.study.name,
         "folder": folder.uri,
@@ -84,6 +106,14 @@ def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
         "rungs": plan.rungs(),
         "early_stopping": _expected(plan),
         "work": plan.work(),
+        "estimate": {
+            # None where nobody knows.
+            "training_seconds": None if time is None else time[0],
+            "gpu_hours": None if need is None else need.gpu / HOUR,
+            "cpu_hours": None if need is None else need.cpu / HOUR,
+            "cost": None if need is None or study.price is None else need.cost(study.price),
+        },
+        "balance": _balance(plan, runs).to_json(),
         "done": [{"cell": cell, "seed": seed, "status": row["status"]} for (cell, seed), row in plan.ended.items()],
         "trials": [
             {
@@ -99,7 +129,7 @@ def _plan_json(plan: Plan, folder: StudyFolder) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
+def plan_lines(plan: Plan, folder: StudyFolder, seconds_per_epoch: float | None = None) -> list[str]:
     """What running a plan would do."""
     study = plan.study
     lines = [f"{study.name}: {study.question}"]
@@ -138,12 +168,51 @@ def plan_lines(plan: Plan, folder: StudyFolder) -> list[str]:
             f"  work: {most}{work['epochs']:,} replicate epochs, {work['gradients']:,} minibatch gradients, "
             f"{work['images']:,} training images"
         )
-        speed = _measured_speed(plan)
-        if speed is not None:
-            lines.append(f"  time: {most}{duration(speed[0] * work['gradients'])} of training {speed[1]}")
+        lines += [f"  {line}" for line in _cost_lines(plan, folder, most, seconds_per_epoch)]
     else:
         lines.append("  nothing is missing")
     return lines
+
+
+def _cost_lines(plan: Plan, folder: StudyFolder, most: str, seconds_per_epoch: float | None) -> list[str]:
+    """Time and cost of what is missing, as far as they can be known, and what is used of the budget."""
+    study, runs = plan.study, folder.runs()
+    asked = bool(study.budget) or study.price is not None
+    time = _training_time(plan, folder, seconds_per_epoch)
+    lines = []
+    if time is not None:
+        seconds, why = time
+        lines.append(f"time: {most}{duration(seconds)} of training {why}")
+        if asked:
+            lines += estimated_lines(seconds, _resources(plan, runs), study.budget, study.price, used(runs), most=most)
+    elif asked:
+        lines.append("time and cost: not known before an epoch is trained; --seconds-per-epoch estimates them")
+    if asked and (runs or study.budget):
+        lines.append(str(_balance(plan, runs)))
+    return lines
+
+
+def _balance(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> Balance:
+    return Balance.of(plan.study.model_dump(mode="json", include={"budget", "price"}), used(runs))
+
+
+def _resources(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> Mapping[str, float] | None:
+    """A trial's devices: as the study says, else as the last run had them; None where they are still to be chosen."""
+    asked = plan.study.resources
+    if asked.gpu:
+        return {"gpu": asked.gpu, "cpu": asked.cpu or 1}
+    if asked.gpu == 0 or all(trial.cell.recipe.device == "cpu" for trial in plan.todo):
+        return {"gpu": 0.0, "cpu": asked.cpu or 1}
+    return next((run["resources"] for run in reversed(runs) if run.get("resources")), None)
+
+
+def _training_time(plan: Plan, folder: StudyFolder, seconds_per_epoch: float | None) -> tuple[float, str] | None:
+    """Seconds of training that are missing on one trial's resources, and how they are known; None if they are not."""
+    work = plan.work()
+    if seconds_per_epoch is not None:
+        return seconds_per_epoch * work["epochs"], f"on one trial's resources, at {seconds_per_epoch:g} s an epoch"
+    speed = _measured_speed(plan, folder)
+    return None if speed is None else (speed[0] * work["gradients"], speed[1])
 
 
 def _expected(plan: Plan) -> dict[str, Any] | None:
@@ -209,13 +278,24 @@ def _arm_cells(plan: Plan, arm: str) -> str:
     return count(len(recipes), "cell") + (f" ({' x '.join(axes)})" if axes else "")
 
 
-def _measured_speed(plan: Plan) -> tuple[float, str] | None:
-    """Seconds per minibatch gradient of the replicates that this study has trained; None before there are any."""
-    rows = [row for row in plan.ended.values() if row.get("gradient_evaluations")]
+def _measured_speed(plan: Plan, folder: StudyFolder) -> tuple[float, str] | None:
+    """Seconds per minibatch gradient of what this study has trained; None before there are any.
+
+    Of trials that have ended, or else of those that have begun.
+    """
+    columns = ["train_seconds", "gradient_evaluations"]
+    rows: list[Mapping[str, Any]] = [row for row in plan.ended.values() if row.get(columns[1])]
+    said = f"the {count(len(rows), 'replicate')} trained"
+    if not rows:
+        # Each row's cost counts from its trial's beginning: the last is what all of them took.
+        last: dict[tuple[str, int], Mapping[str, Any]] = {}
+        for row in folder.rows("history", ["cell", "seed", *columns]):
+            key = (row["cell"], row["seed"])
+            if key not in last or row[columns[1]] > last[key][columns[1]]:
+                last[key] = row
+        rows = [row for row in last.values() if row[columns[1]]]
+        said = f"the {count(len(rows), 'replicate')} begun"
     if not rows:
         return None
-    seconds, gradients = (sum(row[key] for row in rows) for key in ("train_seconds", "gradient_evaluations"))
-    return (
-        seconds / gradients,
-        f"on one trial's resources, at the speed of the {len(rows)} replicates trained",
-    )
+    seconds, gradients = (sum(row[key] for row in rows) for key in columns)
+    return seconds / gradients, f"on one trial's resources, at the speed of {said}"

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from study.cli.codes import FAILED_TRIALS, INTERRUPTED, OK
+from study.budget import reached, used
+from study.cli.codes import FAILED_TRIALS, INTERRUPTED, OK, STOPPED_BY_BUDGET
 from study.cli.looking import print_report
 from study.cli.planning import file_arguments, load, plan_lines, text
 from study.lock import Lease, hold
@@ -85,6 +86,10 @@ def _run_alone(study: Study, folder: StudyFolder, run: str, options: argparse.Na
             # The folder shows the study that was asked for last, also when other runs have trained it all.
             folder.save_study(study.model_dump(mode="json"), text(options.file), plan.rows())
             return OK
+        if (limit := reached(study.budget, study.price, used(folder.runs()))) is not None:
+            # Before a cluster is started or asked.
+            print(_over(limit, folder), file=sys.stderr)
+            return STOPPED_BY_BUDGET
         return _train(plan, folder, run, lease, options)
 
 
@@ -104,7 +109,7 @@ def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: arg
     with connected(options.address, options.cpus):
         # Whoever stops this process politely gets the clean end of the keyboard's; Ray has just set its own.
         signal.signal(signal.SIGTERM, _interrupt)
-        summary = run_plan(plan, folder, run, text(options.file), lease)
+        summary = run_plan(plan, folder, run, text(options.file), lease, monitored=options.address is not None)
     ended = ", ".join(f"{n} {state}" for state, n in summary.ended.items()) or "none ended"
     print(
         f"{count(summary.trials, 'trial')} in {duration(summary.seconds)}: {ended}; "
@@ -118,6 +123,9 @@ def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: arg
         print(f"study: failed: {reason}", file=sys.stderr)
     for line in summary.unmeasured:
         print(f"study: {line}; the same command measures again", file=sys.stderr)
+    if summary.budget is not None:
+        print(_over(summary.budget, folder), file=sys.stderr)
+        return STOPPED_BY_BUDGET
     if summary.interrupted:
         print(f"interrupted: what is finished is in {folder.uri}; the same command goes on from there")
         return INTERRUPTED
@@ -128,6 +136,14 @@ def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: arg
         )
         return FAILED_TRIALS
     return FAILED_TRIALS if summary.unmeasured else OK
+
+
+def _over(limit: str, folder: StudyFolder) -> str:
+    key = limit.partition(":")[0]
+    return (
+        f"study: stopped by its budget ({limit}); what is finished is in {folder.uri}, and the same command goes on "
+        f"from there with more (--set {key}=...)"
+    )
 
 
 def _interrupt(*_: Any) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from study.budget import Balance, used
+
 GAMMAS = (0.01, 0.05, 0.1, 0.5, 1.0)
 ETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 EPOCHS = 12
@@ -19,6 +21,9 @@ class FakeReader:
 
     def runs(self):
         return self._runs
+
+    def used(self, runs=None):
+        return Balance.of(self.spec, used(self._runs if runs is None else runs))
 
     def replicates(self):
         return self._replicates.copy()

@@ -83,6 +83,17 @@ def test_report_says_what_was_best_stopped_diverged_and_how_to_repeat_it(report)
     assert "grace_period: 3" in text
 
 
+def test_the_report_says_what_all_runs_have_used_and_cost(golden, tmp_path):
+    usage = [{"gpu": 7200.0, "cpu": 0.0, "wall": 3600.0}, {"gpu": 1800.0, "cpu": 0.0, "wall": 1800.0}]
+    reader = FakeReader(
+        golden,
+        spec={"price": {"gpu": 2.0, "cpu": 0.0, "currency": "EUR"}, "budget": {"gpu_hours": 4.0}},
+        runs=[{"run": str(i), "usage": used} for i, used in enumerate(usage)],
+    )
+    _, text = read(write_report(reader, tmp_path))
+    assert "used: 2.50 GPU hours in 1 h 30 min, 5.00 EUR; left: 1.50 GPU hours" in text
+
+
 def test_alternative_text_tells_the_picture_to_who_cannot_see_it(report):
     page, _ = read(report)
     alt = page.images[0]["alt"]

@@ -100,7 +100,10 @@ def _batch_statistics_as_constants(module: nn.Module, buffers: dict[str, Tensor]
 
 def _recording(layer: _BatchNorm, seen: Statistics) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+        if (statistics := getattr(layer, "statistics", None)) is not None:
+            mean, variance = statistics(x)  # of a batch that other processes have parts of
+        else:
+            variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
         seen.append((mean, variance))
         return _normalise(layer, x, mean, variance)
 

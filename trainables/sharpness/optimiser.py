@@ -10,7 +10,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,16 @@ from trainables.sharpness.randomness import SameDraws
 
 Closure = Callable[[], Tensor]
 Fisher = Callable[[], Sequence[Tensor]]
+
+
+class Others(Protocol):
+    """The other processes of a step whose closures are dealt out."""
+
+    def shares(self, weights: Sequence[float]) -> list[float]:
+        """The weights as shares of all processes' sum of them."""
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over all processes, in place."""
 
 
 class Pass:
@@ -220,6 +230,7 @@ class SharpnessAware(Optimizer):
         fisher: Fisher | Sequence[Fisher] | None = None,
         same_draws: bool = False,
         scaler: torch.amp.GradScaler | None = None,
+        others: Others | None = None,
     ) -> Tensor | None:
         """Both passes and the update.
 
@@ -236,21 +247,24 @@ class SharpnessAware(Optimizer):
                 mask.
             scaler: a GradScaler; closures then call scaler.scale(loss).backward(), and the caller ends the
                 step with scaler.update(). Nothing else is needed.
+            others: other processes have closures of the same step. `weights` are then this process's, and
+                there may be no closure at all here.
 
         Returns:
-            The loss of the first pass, at theta (its weighted mean over several closures).
+            The loss of the first pass, at theta (its weighted mean over several closures; with `others`, this
+            process's share of it).
 
         Raises:
             Whatever a closure raises, in either pass, after theta has been restored.
             ValueError: no closures, or weights or fisher that do not match them.
         """
         if closure is None:
-            if weights is not None or fisher is not None or same_draws or scaler is not None:
-                raise ValueError("step: weights, fisher, same_draws and scaler need a closure")
+            if same_draws or any(given is not None for given in (weights, fisher, scaler, others)):
+                raise ValueError("step: weights, fisher, same_draws, scaler and others need a closure")
             self.second_step()
             return None
         closures = [closure] if callable(closure) else list(closure)
-        shares = _shares(weights, len(closures))
+        shares = _shares(weights, len(closures)) if others is None else others.shares(weights or [])
         fishers: list[Fisher | None] = [None] * len(closures)
         if fisher is not None:
             fishers = [fisher] if callable(fisher) else list(fisher)
@@ -261,20 +275,26 @@ class SharpnessAware(Optimizer):
 
         losses: list[Tensor] = []
         average: dict[Tensor, Tensor] = {}
+        if others is not None:
+            self.zero_grad()  # with no closure here, the last step's gradients would still be there
         try:
             for i, (run, share, find_fisher) in enumerate(zip(closures, shares, fishers, strict=True)):
                 losses.append(self._both_passes(run, find_fisher, same_draws, scaler, i))
-                if len(closures) > 1:
+                if len(closures) > 1 or others is not None:
                     self._add_to(average, share)
             with torch.no_grad():
                 for p, g in average.items():
                     p.grad = g
+                if others is not None:
+                    self._meet(others)
                 self._finish()
         except BaseException:
             self.restore()
             raise
-        if len(losses) == 1:
+        if len(losses) == 1 and others is None:
             return losses[0]
+        if not losses:
+            return None
         return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
 
     def _both_passes(
@@ -340,6 +360,17 @@ class SharpnessAware(Optimizer):
                     torch._foreach_add_([a for a, _ in known], [w for _, w in known])
                 average.update((p, w) for p, w in zip(params, weighted, strict=True) if p not in average)
         self.zero_grad()
+
+    def _meet(self, others: Others) -> None:
+        """Sum the average's parts over all processes, and know of a gradient that was not finite anywhere."""
+        trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        for p in trained:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        norms = [*self._norms, torch.zeros((), dtype=torch.float64, device=trained[0].device)]
+        norm = torch.stack([n.to(norms[-1].device) for n in norms]).sum()
+        others.add([*(p.grad for p in trained if p.grad is not None), norm])
+        self._norms = [norm]
 
     def _finish(self) -> None:
         """Step, unless some gradient of this step was not finite."""
