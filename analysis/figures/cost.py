@@ -14,6 +14,7 @@ from analysis.figures.style import (
     MARKERS,
     arm_colours,
     arm_handles,
+    band,
     legend_below,
     panels,
     possible,
@@ -58,10 +59,9 @@ def accuracy_against_cost(
                 rows = rows.sort_values("cost")
                 arm = rows["arm"].iloc[0]
                 look: dict[str, Any] = {"color": colours[arm], "linestyle": LINES[arms.index(arm) % len(LINES)]}
-                mean, low, high = (rows[c].to_numpy(dtype=float) * scale for c in ("mean", "low", "high"))
+                mean = rows["mean"].to_numpy(dtype=float) * scale
                 ax.step(rows["cost"], mean, where="post", linewidth=1.6, gid=f"cost:{cell}", **look)
-                band: dict[str, Any] = {"step": "post", "color": colours[arm], "alpha": 0.11, "linewidth": 0}
-                ax.fill_between(rows["cost"], low, high, **band)
+                band(ax, rows["cost"], rows, scale, color=colours[arm], stepped=True)
                 end: dict[str, Any] = {"color": colours[arm], "marker": MARKERS[arms.index(arm) % len(MARKERS)]}
                 ax.plot(rows["cost"].iloc[-1:], mean[-1:], markersize=5.5, gid=f"end:{cell}", **end)
             budget = budgets.get((name, kind))

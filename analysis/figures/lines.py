@@ -24,6 +24,7 @@ from analysis.figures.style import (
     MUTED,
     PALETTE,
     arm_colours,
+    band,
     banded,
     legend_below,
     new_axes,
@@ -184,8 +185,7 @@ def learning_curves(
         if len(epoch) == 1:
             ax.plot(epoch, mean, marker="o", markersize=4, **look)
         if leads:
-            low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
-            ax.fill_between(epoch, low * scale, high * scale, color=tint, alpha=0.18, linewidth=0, zorder=1)
+            band(ax, epoch, rows, scale, color=tint, alpha=0.18)
         if first["status"] in _MARKER:
             ends.add(first["status"])
             mark = {"marker": _MARKER[first["status"]], "markersize": 6, "linestyle": "none"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -75,9 +76,34 @@ def arm_colours(arms: Sequence[Any]) -> dict[Any, str]:
 
 def banded(ax: Axes, x: Any, rows: Any, scale: float = 1.0, **look: Any) -> None:
     """A line of `rows["mean"]` over `x` with the interval of each mean as a band where there is one."""
-    mean, low, high = (rows[c].to_numpy(dtype=float) * scale for c in ("mean", "low", "high"))
-    ax.plot(x, mean, **look)
-    ax.fill_between(x, low, high, color=look.get("color"), alpha=0.11, linewidth=0)
+    ax.plot(x, rows["mean"].to_numpy(dtype=float) * scale, **look)
+    band(ax, x, rows, scale, color=look.get("color"))
+
+
+def band(
+    ax: Axes,
+    x: Any,
+    rows: Any,
+    scale: float = 1.0,
+    *,
+    color: Any,
+    alpha: float = 0.11,
+    stepped: bool = False,
+) -> None:
+    """The interval from `rows["low"]` to `rows["high"]`, filled; one of two seeds is left out, and that is said.
+
+    With one degree of freedom it reaches thirteen times as far as the seeds themselves: the least certain interval
+    would be the largest thing in the picture. The tables have it.
+    """
+    low, high = (rows[c].to_numpy(dtype=float) * scale for c in ("low", "high"))
+    two = rows["n"].to_numpy() == 2 if "n" in rows else np.zeros(len(rows), dtype=bool)
+    step: Any = "post" if stepped else None
+    if not two.all():
+        ax.fill_between(x, low, high, where=~two, color=color, alpha=alpha, linewidth=0, zorder=1, step=step)
+    if (two & np.isfinite(low)).any() and not any(text.get_gid() == "two seeds" for text in ax.texts):
+        place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "bottom"}
+        said = "intervals of two seeds are not drawn"
+        ax.text(0.99, 0.01, said, fontsize=7.5, color=MUTED, gid="two seeds", **place)
 
 
 def possible(ax: Axes) -> None:

@@ -20,6 +20,9 @@ _SUFFIXES = {
     ".sqlite3": "optuna",
 }
 
+#: Schemes of URIs that are no database's.
+_STORES = ("s3", "gs", "gcs", "abfs", "hdfs", "file")
+
 _EPILOG = """\
 formats:
   weights   a trained replicate's network (safetensors), for `pretrained:` of another study; see --cell and --seed
@@ -59,8 +62,8 @@ def export(options: argparse.Namespace) -> int:
         for name in ("cell", "seed"):
             if getattr(options, name) is not None:
                 raise StoreError(f"--{name}: belongs to --format weights; {kind} has every cell and seed")
-        if "://" in options.out and kind != "optuna":
-            raise StoreError(f"--out {options.out}: {kind} is written to this machine")
+    if "://" in options.out and (kind != "optuna" or options.out.split("://")[0] in _STORES):
+        raise StoreError(f"--out {options.out}: exports are written to this machine, or into a database by its URL")
     reader = open_study(options.folder)
     _check_place(reader, options.out, kind)
     if kind == "weights":
@@ -91,6 +94,8 @@ def _check_place(reader: StudyReader, out: str, kind: str) -> None:
     if "://" in out:
         return
     path = Path(out)
+    if kind in ("tables", "csv", "parquet") and path.exists() and not path.is_dir():
+        raise StoreError(f"--out {out}: is a file; --format {kind} writes into a folder")
     other = _SUFFIXES.get(path.suffix.lower(), kind)
     if other != kind and not path.is_dir():
         raise StoreError(f"--out {out}: {path.suffix} is for --format {other}, and {kind} was asked for")

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 from analysis.compare import marked
 from analysis.figures import heatmap, learning_curves, save, sensitivity
-from analysis.figures.style import COLOURMAP, STATUS_STYLE, ink_on
+from analysis.figures.style import COLOURMAP, STATUS_STYLE, banded, ink_on, new_axes
 from analysis.layout import layout
 from analysis.tables import cells, curves
 
@@ -255,9 +255,9 @@ def test_the_curves_and_the_tables_name_the_same_best_cell_where_means_tie():
 @pytest.mark.parametrize("draw", ["learning", "line"])
 def test_no_axis_of_accuracy_reaches_beyond_what_an_accuracy_can_be(draw):
     rows = [
-        replicate(f"g{g}", s, gamma=g, test_accuracy=s * 0.9, validation_accuracy=s * 0.9)
+        replicate(f"g{g}", s, gamma=g, test_accuracy=s * 0.45, validation_accuracy=s * 0.45)
         for g in (1, 2)
-        for s in (0, 1)
+        for s in (0, 1, 2)
     ]
     frame = pd.DataFrame(rows)
     table = marked(frame)
@@ -287,3 +287,14 @@ def test_drawing_leaves_no_pyplot_figure_and_chooses_no_backend():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(("n", "bands", "said"), [(3, 1, False), (2, 0, True)])
+def test_an_interval_of_two_seeds_is_not_drawn_and_that_is_said(n, bands, said):
+    rows = pd.DataFrame({"mean": [0.5, 0.6], "low": [0.1, 0.2], "high": [0.9, 1.0], "n": n})
+    ax = new_axes(4, 3)
+    banded(ax, [1, 2], rows, 100.0)
+    banded(ax, [1, 2], rows, 100.0)
+    drawn = [c for c in ax.collections if len(c.get_paths()) and len(c.get_paths()[0].vertices)]
+    assert len(drawn) == 2 * bands
+    assert [t.get_text() for t in ax.texts] == ["intervals of two seeds are not drawn"] * said

@@ -105,7 +105,7 @@ def test_tables_that_are_there_stay_unless_asked(study, tmp_path, capsys):
     [
         (["--out", "t", "--seed", "1"], "--seed: belongs to --format weights"),
         (["--out", "a.db", "--cell", "ab"], "--cell: belongs to --format weights"),
-        (["--out", "s3://bucket/t", "--format", "csv"], "csv is written to this machine"),
+        (["--out", "s3://bucket/t", "--format", "csv"], "exports are written to this machine"),
         (["--out", "w.safetensors", "--cell", "zz"], "cell zz is not complete or not planned"),
         (["--out", "w.safetensors", "--seed", "7"], "is not complete or not planned"),
         (["--out", "w.safetensors"], "its checkpoint was not kept"),
