@@ -185,7 +185,7 @@ def drive(
         patch.object(runner, "tune", stand_in),
         patch.object(runner, "choose_resources", lambda *_: {"cpu": 1.0, "gpu": 0.0}),
         # Ray's controller and the watch over its cluster; both would start one.
-        patch.object(runner, "counted", lambda failures: nullcontext()),
+        patch.object(runner, "counted", lambda *_: nullcontext()),
         patch.object(cluster, "connected", _no_cluster),
         patch.object(records.Recording, "close", timed_close),
     ):

@@ -26,7 +26,7 @@ from trainables.problems import Problem, RecipeError, explain, nearest
 
 #: Raised whenever the same recipe would train to other numbers than before: results made under another number
 #: have other ids, so they are never mixed with new ones.
-SEMANTICS = 1
+SEMANTICS = 2
 
 #: Fields that say where a recipe runs and not what it is: outside its identity.
 EXECUTION = frozenset({"device", "loader_workers"})

@@ -36,6 +36,11 @@ def dense_gradients(groups: Groups) -> list[list[Tensor]]:
     return list(found.values())
 
 
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether equal indices of two tensors of one shape lie at equal places of their memory."""
+    return all(n == 1 or i == j for n, i, j in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
 def in_blocks(
     groups: Groups,
     metric: str,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 METRICS: tuple[str, ...] = ("sam", "asam_official", "asam_eq5", "fsam")
 WITH_ETA = frozenset({"asam_official", "fsam"})
-SMALLEST_NORM = 1e-36  # of float32: with gamma up to 100 the quotient still has all its digits
+SMALLEST_NORM = 1e-36  # float32 still has all its digits there
 
 Tensors = Sequence[Tensor]
 
@@ -92,8 +92,35 @@ def inverse_fisher(grads: Tensors, eta: float, fisher: Tensors | None = None) ->
     return out
 
 
-def climb(blocks: Sequence[Block]) -> tuple[list[list[Tensor]], Tensor]:
-    """eps for every block under one global norm, and sqrt(g . D g) as a 0-d float64 tensor; reads nothing back.
+@dataclass(frozen=True)
+class Climb:
+    """The way of one block to theta': eps = gamma S u with u = h / |h|, kept in factors until somebody needs it.
+
+    Attributes:
+        block: whose.
+        unit: u, new tensors of the gradients' shapes in at least float32.
+        root: S; None where it is 1.
+    """
+
+    block: Block
+    unit: list[Tensor]
+    root: list[Tensor] | None
+
+    def eps(self) -> list[Tensor]:
+        """eps as new tensors, of the unit's dtype."""
+        factors = self.unit if self.root is None else torch._foreach_mul(self.unit, self.root)
+        return list(torch._foreach_mul(list(factors), self.block.gamma))
+
+    def go(self) -> None:
+        """theta' = theta + eps, in place, in one pass over the parameters."""
+        if self.root is None:
+            torch._foreach_add_(self.block.params, self.unit, alpha=self.block.gamma)
+        else:
+            torch._foreach_addcmul_(self.block.params, self.unit, self.root, value=self.block.gamma)
+
+
+def climb(blocks: Sequence[Block]) -> tuple[list[Climb], Tensor]:
+    """The way of every block under one global norm, and |h| = sqrt(g . D g), 0-d float64; reads nothing back.
 
     A norm of 0 gives eps = 0, and one below `SMALLEST_NORM` a shorter eps. Where a gradient is not finite the norm
     is not finite either: the caller must not use eps then.
@@ -105,21 +132,20 @@ def climb(blocks: Sequence[Block]) -> tuple[list[list[Tensor]], Tensor]:
     ]
     norm = global_norm(halves)
     at_least = norm.clamp_min(SMALLEST_NORM)
-    divisors: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
-    eps: list[list[Tensor]] = []
+    divisors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    ways: list[Climb] = []
     for block, root, half in zip(blocks, roots, halves, strict=True):
-        # dividing by norm / gamma, not multiplying by its inverse, which overflows float32 for small gradients
-        key = (block.gamma, half[0].dtype, half[0].device)
+        # dividing by the norm, not multiplying by its inverse, which overflows float32 for small gradients
+        key = (half[0].dtype, half[0].device)
         if key not in divisors:
-            divisors[key] = (at_least / block.gamma).to(half[0])
-        divisor = divisors[key]
+            divisors[key] = at_least.to(half[0])
         if root is None:
-            eps.append(list(torch._foreach_div(half, divisor)))
+            unit = list(torch._foreach_div(half, divisors[key]))
         else:
-            torch._foreach_div_(half, divisor)
-            torch._foreach_mul_(half, root)
-            eps.append(half)
-    return eps, norm
+            torch._foreach_div_(half, divisors[key])
+            unit = half
+        ways.append(Climb(block, unit, root))
+    return ways, norm
 
 
 def global_norm(lists: Sequence[Tensors], *, also: Tensors = ()) -> Tensor:
@@ -236,11 +262,11 @@ def probe(
     out = [torch.zeros_like(w) for w in _wide([p.detach() for p in params])]
     if not blocks:
         return out
-    eps, norm = climb(blocks)
+    ways, norm = climb(blocks)
     if not math.isfinite(norm.item()):
         raise ValueError("grads: not finite, so there is no probe")
-    for where, block_eps in zip(places.values(), eps, strict=True):
-        for i, e in zip(where, block_eps, strict=True):
+    for where, way in zip(places.values(), ways, strict=True):
+        for i, e in zip(where, way.eps(), strict=True):
             out[i] = e
     return out
 

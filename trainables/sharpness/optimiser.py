@@ -22,6 +22,7 @@ from trainables.sharpness.gather import (
     in_blocks,
     in_order,
     inverses,
+    same_layout,
 )
 from trainables.sharpness.kept import KeptBuffers, KeptParameters
 from trainables.sharpness.metric import (
@@ -86,9 +87,9 @@ class SharpnessAware(Optimizer):
     The gradient of the first pass must be the mean over the batch, unscaled, unclipped and the same on every
     process (DistributedDataParallel's backward sees to the last): `fsam` is not invariant to its scale, and the
     paper's batch is the whole one. After a first or second gradient that is not finite, parameters and the base
-    optimiser's state stay as they were, and the step counts as skipped. Deciding that reads one number from the
-    device, the only synchronisation of a step; the second pass of a step that will be skipped still runs, at a point
-    that need not be finite.
+    optimiser's state stay as they were, and the step counts as skipped; the second pass of a step that will be
+    skipped still runs, at a point that need not be finite. A base with `fused=True` decides that on the device: such
+    a step reads nothing back. With any other base one number is read, the only synchronisation of a step.
 
     Args:
         params: parameters or groups, as for any optimiser. A group may have its own `gamma`, `eta` and, for
@@ -147,7 +148,9 @@ class SharpnessAware(Optimizer):
         self.state = self.base.state
 
         self.watch = False
-        self.skipped = 0
+        #: Steps skipped: those that the host knows of, and a device's own count.
+        self._skipped = 0
+        self._skipped_there: dict[torch.device, Tensor] = {}
         self._skipped_before = 0
         self._record = Record()
         self._weights = scaled_by_role(module) if module is not None and metric == "asam_official" else None
@@ -184,13 +187,13 @@ class SharpnessAware(Optimizer):
                 self._buffers.keep()
             self._pending = True
             if blocks:
-                eps, norm = climb(blocks)
+                ways, norm = climb(blocks)
                 self._norms.append(norm)
                 if self.watch:
-                    self._record.add(measure(blocks, eps))
+                    self._record.add(measure(blocks, [way.eps() for way in ways]))
                 self._theta.keep([p for block in blocks for p in block.params])
-                for block, e in zip(blocks, eps, strict=True):
-                    torch._foreach_add_(block.params, e)
+                for way in ways:
+                    way.go()
         self.watch = False
         if zero_grad:
             self.zero_grad()
@@ -381,10 +384,55 @@ class SharpnessAware(Optimizer):
             overflow: Tensor | None = getattr(self, "found_inf", None)  # set by GradScaler.step around step()
             if overflow is not None:
                 norm = torch.where(overflow > 0, math.inf, norm)
+            if self._decides_on_device():
+                self._step_unless(norm)
+                return
             if not math.isfinite(norm.item()):
-                self.skipped += 1
+                self._skipped += 1
                 return
         self.base.step()
+
+    def _decides_on_device(self) -> bool:
+        """Whether the base can be told by a tensor to leave everything as it is."""
+        if not all(group.get("fused") for group in self.param_groups):
+            return False
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and not same_layout(p, p.grad):
+                    # Fused kernels read memory in order, whatever order that is of (torch's CPU ones do not check).
+                    p.grad = torch.empty_like(p).copy_(p.grad)
+            if not group.get("momentum"):
+                continue
+            new = [p for p in group["params"] if p.grad is not None and "momentum_buffer" not in self.state[p]]
+            if new and group["dampening"]:
+                return False  # the first gradient is not dampened, which only a missing buffer says
+            for p in new:
+                # torch's fused SGD would make it of memory as it finds it, and leave it so if the step is skipped.
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+        return True
+
+    def _step_unless(self, norm: Tensor) -> None:
+        """The base's step if `norm` (0-d float64) is finite; else nothing but a count. Reads nothing back."""
+        bad = (norm * 0).nan_to_num(1.0)  # infinity times 0 is no number either
+        counted = self._skipped_there.get(bad.device)
+        self._skipped_there[bad.device] = bad if counted is None else counted.add_(bad)
+        # As a GradScaler tells fused optimisers; the gradients are unscaled here.
+        self.base.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
+        try:
+            self.base.step()
+        finally:
+            del self.base.found_inf  # type: ignore[attr-defined]
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped because a gradient was not finite; waits for the device where that decides."""
+        return self._skipped + sum(int(count) for count in self._skipped_there.values())
+
+    @skipped.setter
+    def skipped(self, count: int) -> None:
+        self._skipped = count
+        for there in self._skipped_there.values():
+            there.zero_()
 
     def _by_parameter(self, fisher: Sequence[Tensor]) -> dict[Tensor, Tensor]:
         if self.metric != "fsam" and not self.natural_gradient:
@@ -414,8 +462,9 @@ class SharpnessAware(Optimizer):
             eps_norm, |eps|; cosine_to_sam, the cosine of eps to SAM's probe; eta_vanished, the share of coordinates
             with 1 + eta f == 1 in float32 (`fsam`, else NaN); skipped_steps, a count. NaN where nothing was watched.
         """
-        skipped = self.skipped - self._skipped_before
-        self._skipped_before = self.skipped
+        now = self.skipped
+        skipped = now - self._skipped_before
+        self._skipped_before = now
         return {**self._record.summary(), "skipped_steps": float(skipped)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -435,12 +484,24 @@ class SharpnessAware(Optimizer):
         return {**super().state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, or a plain base optimiser's state, which leaves gamma and eta as they are."""
+        """Load what `state_dict` gave, or a plain base optimiser's state, which leaves gamma and eta as they are.
+
+        `foreach`, `fused` and `capturable` stay as they are.
+        """
         before = [{k: g[k] for k in ("gamma", "eta") if k in g} for g in self.param_groups]
-        super().load_state_dict(state_dict)
+        # How a step is computed is this object's: another device's way may be none here.
+        how = [{k: g[k] for k in ("foreach", "fused", "capturable") if k in g} for g in self.param_groups]
+        saved = state_dict["param_groups"]
+        if len(saved) == len(how):  # else torch says what is wrong
+            saved = [{**group, **own} for group, own in zip(saved, how, strict=True)]
+        super().load_state_dict({**state_dict, "param_groups": saved})
         for group, values in zip(self.param_groups, before, strict=True):
             for name, value in values.items():
                 group.setdefault(name, value)
+            for p in group["params"] if group.get("fused") else ():
+                for name, value in self.state[p].items():
+                    if isinstance(value, Tensor) and value.shape == p.shape and not same_layout(p, value):
+                        self.state[p][name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         self.skipped = self._skipped_before = int(state_dict.get("skipped", 0))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,12 +25,13 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("fused", [{}, {"fused": True}])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("metric", METRICS)
-def test_gradient_that_is_not_finite_touches_nothing_and_is_counted(metric, which, bad):
+def test_gradient_that_is_not_finite_touches_nothing_and_is_counted(metric, which, bad, fused):
     problem = Problem()
-    optimiser = build(problem, metric)
+    optimiser = build(problem, metric, **fused)
     optimiser.step(problem.backward)
     before = everything(problem, optimiser)
     passes = 0
@@ -68,6 +69,66 @@ def test_first_gradient_that_is_not_finite_skips_even_if_the_second_is(metric):
     optimiser.second_step()
     assert same(problem.params, before)
     assert optimiser.skipped == 1
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_a_fused_base_skips_the_very_first_step_and_goes_on_as_if_it_had_not_been(base):
+    """torch's fused SGD makes its momentum of whatever the memory holds, and a skipped step leaves it so."""
+    settings = {"lr": 0.1, "weight_decay": 5e-2} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
+    skipping, plain = Problem(), Problem()
+    a = SharpnessAware(skipping.params, base, metric="sam", gamma=0.3, fused=True, **settings)
+    b = SharpnessAware(plain.params, base, metric="sam", gamma=0.3, foreach=True, **settings)
+
+    def spoilt():
+        loss = skipping.backward()
+        skipping.params[0].grad[0, 0] = math.nan
+        return loss
+
+    before = [p.detach().clone() for p in skipping.params]
+    a.step(spoilt)
+    assert same(skipping.params, before)
+    assert a.skipped == 1
+    for _ in range(10):
+        a.step(skipping.backward)
+        b.step(plain.backward)
+    for p, q in zip(skipping.params, plain.params, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    assert (a.skipped, b.skipped) == (1, 0)
+
+
+def test_a_fused_base_never_asks_the_device_and_another_does(monkeypatch):
+    problem = Problem()
+    optimiser, other = build(problem, "fsam", fused=True), build(problem, "fsam")
+
+    def asked(*_):
+        raise AssertionError("a number was read back")
+
+    for name in ("item", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    for _ in range(3):
+        optimiser.step(problem.backward)
+    with pytest.raises(AssertionError, match="read back"):
+        other.step(problem.backward)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_gradient_laid_out_otherwise_than_its_parameter_is_the_same_gradient(base):
+    """torch's fused optimisers take it in the order of its memory (on the CPU without a word)."""
+    start, gradient = torch.randn(4, 3, 3, 3, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    settings = {"lr": 0.1, "metric": None} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
+    found = []
+    for fused, layout in ((False, torch.contiguous_format), (True, torch.channels_last)):
+        p = nn.Parameter(start.clone(memory_format=layout))
+        first = SharpnessAware([p], base, **settings)  # whose momentum is laid out as the gradient is
+        p.grad = gradient.clone()
+        first.step()
+        second = SharpnessAware([p], base, **settings, **({"fused": True} if fused else {}))
+        second.load_state_dict(first.state_dict())
+        for _ in range(3):
+            p.grad = gradient.clone()
+            second.step()
+        found.append(p.detach())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
 
 
 def test_plain_base_optimiser_skips_too():

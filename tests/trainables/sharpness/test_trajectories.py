@@ -15,15 +15,16 @@ SGD = [
 ]
 
 
+@pytest.mark.parametrize("fused", [{}, {"fused": True}])
 @pytest.mark.parametrize("sgd", SGD)
 @pytest.mark.parametrize("metric", [None, *METRICS])
-def test_trajectory_is_algorithm_1(metric, sgd):
+def test_trajectory_is_algorithm_1(metric, sgd, fused):
     problem = Problem()
     theta, settings = problem.values(), SETTINGS.get(metric, {})
     expected = reference.trajectory(
         theta, problem.gradient, 15, metric=metric, scaled=problem.scaled(), **settings, **sgd
     )
-    optimiser = SharpnessAware(problem.params, metric=metric, module=problem.net, **settings, **sgd)
+    optimiser = SharpnessAware(problem.params, metric=metric, module=problem.net, **settings, **sgd, **fused)
     for _ in range(15):
         optimiser.step(problem.backward)
     for p, x in zip(problem.values(), expected, strict=True):

@@ -240,6 +240,27 @@ def test_state_holds_momentum_gamma_eta_and_skips():
     assert other.diagnostics()["skipped_steps"] == 0
 
 
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_state_goes_on_where_steps_are_computed_in_another_way(base):
+    problem, through = Problem(), Problem()
+    settings = {"metric": "sam", "gamma": 0.3, "lr": 0.1}
+    settings |= {"momentum": 0.9} if base is torch.optim.SGD else {}
+    a = SharpnessAware(problem.params, base, **settings)
+    b = SharpnessAware(through.params, base, fused=True, **settings)
+    for _ in range(3):
+        a.step(problem.backward)
+        b.step(through.backward)
+    c = SharpnessAware(through.params, base, **settings)
+    c.load_state_dict(b.state_dict())
+    assert not c.param_groups[0].get("fused")
+    assert c.param_groups[0]["foreach"] is True
+    for _ in range(3):
+        a.step(problem.backward)
+        c.step(through.backward)
+    for p, q in zip(problem.params, through.params, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
 def test_state_of_the_plain_base_loads_and_leaves_gamma():
     problem = Problem()
     plain = torch.optim.SGD(problem.params, lr=0.25, momentum=0.5)
