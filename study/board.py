@@ -32,6 +32,7 @@ class Board:
     trained: int = 0
     began: float | None = None
     unsampled: int = 0  # cells that a search has still to choose
+    whose: str = " of this run"  # the epochs'; nothing where they are all that the study has
     _left: dict[str, int] = field(default_factory=dict, repr=False)
     _seeds: dict[str, int] = field(default_factory=dict, repr=False)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from study.autoscaler import NodeType, node_types
 from study.plan import Plan
 from study.preflight import ClusterError
 from study.spec import Resources
@@ -76,21 +77,23 @@ def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:
     network is too small to fill it and there are trials enough.
 
     Raises:
-        ClusterError: no node can ever hold such a trial.
+        ClusterError: no node can ever hold such a trial, none that the autoscaler may start included.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(node.get("GPU", 0) for node in nodes)
+    known = node_types()
+    coming = known or []
+    # A cluster that has scaled down to its head gets its GPUs when they are asked for.
+    gpus = sum(node.get("GPU", 0) for node in nodes) or sum(kind["GPU"] * kind.most for kind in coming)
     cpu = asked.cpu if asked.cpu is not None else asked.several
     gpu = asked.gpu
     on_cpu = all(trial.cell.recipe.device == "cpu" for trial in plan.todo)
     if gpu is None:
         gpu = 0.0 if on_cpu or not gpus else float(asked.several) if asked.several > 1 else _share(plan, gpus)
-    if not any(node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in nodes):
-        has: dict[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-        raise ClusterError(
-            f"resources: a trial asks for cpu {cpu:g}, gpu {gpu:g}; the largest node of this cluster has "
-            f"cpu {has.get('CPU', 0):g}, gpu {has.get('GPU', 0):g}"
-        )
+    # Where nobody knows what may come it is asked for.
+    if known is not None and not any(
+        node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in [*nodes, *(k.resources for k in coming)]
+    ):
+        raise ClusterError(_too_much(cpu, gpu, nodes, coming))
     needs_gpu = sorted({t.cell.recipe.device for t in plan.todo if t.cell.recipe.device.startswith("cuda")})
     if needs_gpu and not gpu:
         raise ClusterError(f"recipe.device: {needs_gpu[0]} asked, and a trial gets no GPU here")
@@ -101,6 +104,18 @@ def choose_resources(asked: Resources, plan: Plan) -> dict[str, float]:
         if int(name.partition(":")[2]) >= max(1, gpu):
             raise ClusterError(f"recipe.device: {name} asked, and a trial gets gpu {gpu:g}, counted from cuda:0")
     return {"cpu": float(cpu), "gpu": float(gpu)}
+
+
+def _too_much(cpu: float, gpu: float, nodes: list[dict[str, float]], coming: list[NodeType]) -> str:
+    """Ray would wait for ever for such a node."""
+    has: dict[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+    line = (
+        f"resources: a trial asks for cpu {cpu:g}, gpu {gpu:g}; the largest node of this cluster has "
+        f"cpu {has.get('CPU', 0):g}, gpu {has.get('GPU', 0):g}"
+    )
+    if coming:
+        line += f", and its autoscaler starts only {', '.join(map(str, coming))}"
+    return line
 
 
 def _share(plan: Plan, gpus: float) -> float:

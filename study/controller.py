@@ -16,7 +16,7 @@ Seen with Ray 2.60, killing workers and nodes:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -34,12 +34,21 @@ from study.watch import Watch
 
 class Controller(TuneController):
     """Ray Tune's controller, with failures counted by `failures` and devices by `meter`, on a cluster that `watch`
-    watches. When the meter's budget is reached no trial is begun, and each that is in training ends with its epoch.
+    watches. When the meter's budget is reached or somebody has `asked`, no trial is begun, and each that is in training
+    ends with its epoch.
     """
 
-    def __init__(self, *arguments: Any, failures: Failures, meter: Meter, watch: Watch, **more: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        failures: Failures,
+        meter: Meter,
+        watch: Watch,
+        asked: Callable[[], bool],
+        **more: Any,
+    ) -> None:
         super().__init__(*arguments, **more)
-        self._failures, self._meter, self._watch = failures, meter, watch
+        self._failures, self._meter, self._watch, self._asked = failures, meter, watch, asked
         # Every ten seconds, for a line that nobody reads, the loop would ask the head and hang where there is none.
         self._resource_updater._refresh_period = float("inf")
         manager: Any = self._actor_manager
@@ -58,14 +67,18 @@ class Controller(TuneController):
         # After the step, which wants nothing to be finished; those that wait for devices hold none.
         self._meter.tick(self._actor_manager.num_live_actors)
 
+    @property
+    def _ending(self) -> bool:
+        return self._meter.reached is not None or self._asked()
+
     def is_finished(self) -> bool:
-        if self._meter.reached is None:
+        if not self._ending:
             return bool(super().is_finished())
         # Ray's own way out leaves a worker five seconds for the epoch that it is in and for its checkpoint.
         return not any(trial.status == Trial.RUNNING for trial in self._live_trials)
 
     def _maybe_add_actors(self) -> None:
-        if self._meter.reached is None:
+        if not self._ending:
             super()._maybe_add_actors()
 
     def cleanup(self) -> None:
@@ -83,7 +96,7 @@ class Controller(TuneController):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        del state["_failures"], state["_meter"], state["_watch"]
+        del state["_failures"], state["_meter"], state["_watch"], state["_asked"]
         return state
 
     def _process_trial_result(self, trial: Trial, result: dict[str, Any]) -> Any:
@@ -95,7 +108,7 @@ class Controller(TuneController):
         return decision
 
     def _execute_action(self, trial: Trial, decision: str, after_save: bool = False) -> None:
-        if self._meter.reached is not None and decision == TrialScheduler.CONTINUE:
+        if self._ending and decision == TrialScheduler.CONTINUE:
             # It has not ended: its worker keeps a checkpoint, and a later run goes on from there.
             self._schedule_trial_stop(trial)
         else:
@@ -128,8 +141,13 @@ class Controller(TuneController):
 
 
 @contextmanager
-def counted(failures: Failures, meter: Meter) -> Iterator[None]:
+def counted(failures: Failures, meter: Meter, asked: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """`Tuner.fit` in here runs a `Controller` on the connected cluster; Ray has no other way to hand it one.
+
+    Args:
+        failures: of the run.
+        meter: of the run.
+        asked: whether somebody wants the run to stop.
 
     Raises:
         study.watch.ClusterLost: from `Tuner.fit`.
@@ -137,7 +155,7 @@ def counted(failures: Failures, meter: Meter) -> Iterator[None]:
     module: Any = sys.modules["ray.tune.tune"]
     usual = module.TuneController
     with Watch() as watch:
-        module.TuneController = partial(Controller, failures=failures, meter=meter, watch=watch)
+        module.TuneController = partial(Controller, failures=failures, meter=meter, watch=watch, asked=asked)
         try:
             yield
         finally:

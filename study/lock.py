@@ -3,6 +3,7 @@
     lock/<term>-<token>.json    a driver's entry, who it is; written once, before anything else
     lock/<term>-<token>.beat    its sign of life; the first one takes the lock, and one follows every TTL / BEATS
     lock/<term>-<token>.end     it has given the lock back; stays until the next driver has taken it
+    lock/<term>-<token>.stop    somebody asks it to stop, see study.stopping; decides nothing about who holds the lock
 
 No store that pyarrow reaches has to offer more than this: a file appears whole, and a listing shows what was written
 before it (S3 since 2020; an NFS client after it has itself changed the folder). Every driver writes files of its own
@@ -61,6 +62,13 @@ BEATS, WATCHED = 8, 2.2
 
 #: Seconds that the end of a run waits for its lock to be removed from a store that may be broken.
 LEAVING = 10.0
+
+#: Seconds between two looks for a request to stop in a local folder. Elsewhere a look costs: there it is what the
+#: listings of the signs of life show.
+LOOK = 2.0
+
+#: Letters of a name that others have written.
+_LONGEST = 80
 
 #: Times that an entry is written again because somebody has just removed the empty folder.
 _ATTEMPTS = 20
@@ -155,6 +163,8 @@ class Lease:
     def __init__(self, claim: Claim) -> None:
         self._claim, self._again = claim, 0.0
         self._lost: str | None = None
+        #: Who asked this run to stop, `user@host`; None while nobody has.
+        self.asked: str | None = None
         self._guard, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="study-lock", daemon=True)
         self._thread.start()
@@ -188,10 +198,17 @@ class Lease:
         return self._claim.clock.elapsed() - self._claim.seen
 
     def _live(self) -> None:
-        while not self._over.wait(self._claim.beat) and self._lost is None:
+        clock = self._claim.clock
+        pause = min(LOOK, self._claim.beat) if self._claim.folder.is_local else self._claim.beat
+        due = clock.elapsed() + self._claim.beat
+        while not self._over.wait(max(0.0, min(pause, due - clock.elapsed()))) and self._lost is None:
             # Whoever needs to know is told by `check`; a store that stays away for a while is not the end.
+            if clock.elapsed() >= due:
+                with suppress(StoreError):
+                    self._renew()
+                due = clock.elapsed() + self._claim.beat
             with suppress(StoreError):
-                self._renew()
+                self._take_note()
         with suppress(StoreError):
             self._claim.leave()
 
@@ -201,6 +218,12 @@ class Lease:
                 self._claim.renew()
             except LostError as error:
                 self._lost = str(error)
+
+    def _take_note(self) -> None:
+        """Learn that somebody wants this run to stop."""
+        if self.asked is None and self._lost is None and (asked := self._claim.request()) is not None:
+            self.asked = asked
+            _log.warning("%s asks this run to stop: each trial in training ends with its epoch", asked)
 
 
 class Clock:
@@ -241,6 +264,8 @@ class Claim:
         #: When the last sign of life began after which the lock was still ours, by `Clock.elapsed`.
         self.seen = 0.0
         self._beats = 0
+        #: Whether the last listing had a request to stop.
+        self._requested = False
         #: Folders that come into being with the lock, the study's own first.
         self._made = absent(folder.path()) if folder.is_local else []
         #: Contenders whose process was gone.
@@ -279,6 +304,14 @@ class Claim:
             self._overtake()
             waited = self.clock.elapsed()
         self.seen = began
+
+    def request(self) -> str | None:
+        """Who asks this driver to stop, `user@host`; None if nobody does."""
+        for name in (*self.former, self.name) if self._requested or self.folder.is_local else ():
+            if (data := self.folder.read(FOLDER, f"{name}.stop")) is not None:
+                self._requested = True
+                return _said(_parsed(data))
+        return None
 
     def leave(self) -> None:
         """Give the lock back, and remove the folder if it was made for it."""
@@ -388,6 +421,7 @@ class Claim:
             self._lose(self._entry(ruling))
         if "json" not in terms.get(self.name, ()):
             self._lose(None)
+        self._requested = any("stop" in terms.get(name, ()) for name in (*self.former, self.name))
         later = {name for name, parts in terms.items() if name > self.name and parts == {"json"}} - self._undecided
         # Believed only when the next listing still shows no sign of life: it may have given one and ended just now.
         self._undecided |= {name for name in later if (entry := self._entry(name)) and entry.state == "gone"}
@@ -403,6 +437,8 @@ class Claim:
             # In this order: a sign of life without an entry says nothing.
             self.folder.delete(FOLDER, f"{name}.json")
             self.folder.delete(FOLDER, f"{name}.beat")
+            if self._requested:
+                self.folder.delete(FOLDER, f"{name}.stop")
         self.name, self.former = None, []
 
     def _sweep(self) -> None:
@@ -527,13 +563,17 @@ def me() -> dict[str, Any]:
     return {"user": user, "host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), **_machine()}
 
 
+def is_here(who: Mapping[str, Any]) -> bool:
+    """Whether a process is, or was, on this machine, in this boot and namespace."""
+    machine = _machine()
+    same = all(who.get(key) == value for key, value in machine.items())
+    return bool(machine) and same and who.get("host") == socket.gethostname()
+
+
 def is_gone(who: Mapping[str, Any]) -> bool:
     """Whether a process is known to be gone: it was on this machine, in this boot and namespace, and is not now."""
-    machine = _machine()
-    if not machine or any(who.get(key) != value for key, value in machine.items()):
-        return False
     pid, born = who.get("pid"), who.get("born")
-    if who.get("host") != socket.gethostname() or not isinstance(pid, int) or not isinstance(born, int):
+    if not is_here(who) or not isinstance(pid, int) or not isinstance(born, int):
         return False
     try:
         os.kill(pid, 0)
@@ -579,6 +619,12 @@ def _parsed(data: bytes) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _said(who: Mapping[str, Any]) -> str:
+    """`ann@node7`, of whatever others have written: nothing that a terminal would obey."""
+    said = f"{who.get('user')}@{who.get('host')}" if who.get("user") and who.get("host") else "somebody"
+    return "".join(letter for letter in said[:_LONGEST] if letter.isprintable())
 
 
 def _text(moment: datetime) -> str:

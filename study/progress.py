@@ -96,7 +96,7 @@ def summary(board: Board) -> str:
     left = board.seconds_left()
     parts = [
         f"{board.title}: {ended} of {len(board.cells) + board.unsampled} cells" + (f" ({detail})" if detail else ""),
-        f"{board.done} of {board.total} epochs of this run",
+        f"{board.done} of {board.total} epochs{board.whose}",
     ]
     if left is not None and board.done < board.total:
         parts.append(f"about {duration(left)} left")

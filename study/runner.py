@@ -61,6 +61,7 @@ class Summary:
     interrupted: bool = False
     usage: Usage = field(default_factory=Usage)  # of this run
     budget: str | None = None  # the limit that stopped it, in words
+    asked: str | None = None  # who stopped it by a request, `user@host`
 
 
 def run_plan(
@@ -127,7 +128,7 @@ def run_plan(
         with (
             tempfile.TemporaryDirectory(prefix="sharpness-study-") as scratch,
             recorder.display,
-            counted(failures, meter),
+            counted(failures, meter, lambda: lease.asked is not None),
         ):
             exhausted = _fit(plan, folder, resources, recorder, scratch, trouble)
         recording.close()
@@ -171,7 +172,8 @@ def run_plan(
         usage=meter.usage(),
     )
     if summary.interrupted:
-        summary.budget = meter.reached
+        # Who asks while a budget's end is on its way has not stopped it.
+        summary.budget, summary.asked = meter.reached, None if meter.reached else lease.asked
     folder.save_run(
         run,
         {
@@ -186,6 +188,7 @@ def run_plan(
             "exhausted": summary.exhausted,
             "interrupted": summary.interrupted,
             **({"reason": f"stopped by its budget ({summary.budget})"} if summary.budget else {}),
+            **({"reason": f"stopped as {summary.asked} asked"} if summary.asked else {}),
             "usage": recorded(summary.usage),
             "devices": sorted(recorder.devices),
         },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from study.naming import check_name
 from study.points import Assembled, Design, KeyPath, check, same_recipe_twice
 from study.search_space import Search
 from study.settings import STRICT, Budget, Checkpoints, Exceptional, Price, Resources, Scheduler
+from study.words import count
 from study.yaml_text import YamlError, parse
 from trainables.data import DATASETS
 from trainables.devices import unshareable
@@ -67,12 +68,7 @@ class Study(BaseModel):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        # It becomes a folder, a Ray experiment and a metric label.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-            raise ValueError(
-                f"{name!r} must be letters, digits, _ and -, at most 100, beginning with a letter or digit"
-            )
-        return name
+        return check_name(name)
 
     @field_validator("scheduler", mode="before")
     @classmethod
@@ -121,6 +117,9 @@ class Study(BaseModel):
             text = Path(file).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise StudyError([f"{file}: no such file"]) from None
+        except IsADirectoryError:
+            hint = "`study status` and `study report` take a study's folder"
+            raise StudyError([f"{file}: is a folder, and a study file is wanted; {hint}"]) from None
         except (OSError, UnicodeDecodeError) as error:
             raise StudyError([f"{file}: cannot be read ({error.__class__.__name__}: {error})"]) from None
         changed: set[str] = set()  # by --set or small: a study may be narrowed to cells that no exception is about
@@ -145,6 +144,27 @@ class Study(BaseModel):
             raise StudyError(
                 [f"{_at(file, path, lines)}: {_join(path, message)}" for path, message in error.found]
             ) from None
+
+    @classmethod
+    def frozen(cls, content: Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
+        """The study that a folder holds, as it was checked when it was run last.
+
+        Args:
+            content: what `StudyFolder.spec` gives.
+            overrides: `key=value` settings above it.
+
+        Raises:
+            StudyError: with every problem found, each with its key.
+        """
+        own: dict[str, Any] = _unshared(dict(content))
+        try:
+            for override in overrides:
+                _put(own, {}, *_override(override), _SET, f"--set {override}")
+        except YamlError as error:
+            raise StudyError([str(error)]) from None
+        # It may have been narrowed to cells that no exception is about, and to arms that do not use all of its axes.
+        about = {key for exception in own.get("exceptions") or () for key in exception["when"]}
+        return cls.of(own, about | {"arms"})
 
     @classmethod
     def of(cls, content: Mapping[str, Any], changed: Collection[str] = ()) -> Study:
@@ -303,7 +323,8 @@ def _check_devices(study: Study) -> list[tuple[KeyPath, str]]:
         return []
     if not asked.data_parallel:
         if asked.several > len(study.seeds):
-            message = f"{asked.several} processes for {len(study.seeds)} seeds: some would idle; or data_parallel: true"
+            seeds = count(len(study.seeds), "seed")
+            message = f"{asked.several} processes for {seeds}: some would idle; or data_parallel: true"
             return [(("resources",), message)]
         return []
     for arm, recipe in [*study.points, *study.corners()]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from study.cli import auditing, exporting, looking, merging, planning, running
+from study.cli import auditing, exporting, following, looking, merging, planning, running, submitting
 from study.cli.codes import BAD_INPUT, INTERRUPTED, UNREAD
 from study.preflight import ClusterError
 from study.spec import StudyError
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     parser = _Parser(prog="study", description="Studies of sharpness-aware training on Ray Tune.", epilog=_EPILOG)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (planning, running, looking, auditing, exporting, merging):
+    for module in (planning, running, submitting, following, looking, auditing, exporting, merging):
         module.register(verbs)
     options = parser.parse_args(arguments)
     _warn_in_lines()

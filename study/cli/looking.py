@@ -7,17 +7,19 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from study.cli.codes import BAD_INPUT, OK
-from study.reader import open_study
+from study.cli.named import meant, named
+from study.reader import StudyReader, open_study
 from study.store import StoreError
 
 
 def register(verbs: Any) -> None:
     """Add these verbs to the command."""
     parser = verbs.add_parser("status", help="say how far a study's folder is, who runs it, and why a trial ended")
-    parser.add_argument("folder", help="the study's folder or URI")
+    named(parser)
     parser.add_argument("--why", metavar="TRIAL", help="every decision on a trial or cell (id, or its beginning)")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(verb=status)
@@ -45,7 +47,7 @@ def status(options: argparse.Namespace) -> int:
     from study.status import status as look
     from study.status_lines import lines
 
-    reader = open_study(options.folder)
+    reader = StudyReader(meant(options))
     if options.why is not None:
         found = explain(reader, options.why)
         print(json.dumps(found, indent=1) if options.json else "\n".join(found))
@@ -95,6 +97,8 @@ def compare(uris: Sequence[str], out: str | None) -> int:
 def _writing(out: str) -> Iterator[None]:
     if "://" in out:
         raise StoreError(f"--out {out}: a report is written to a folder of this machine")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise StoreError(f"--out {out}: is a file, and a report is written into a folder")
     try:
         yield
     except OSError as error:

@@ -34,32 +34,49 @@ def register(verbs: Any) -> None:
     """Add these verbs to the command."""
     parser = verbs.add_parser("run", help="train what a study's folder does not have yet, then report")
     file_arguments(parser)
-    parser.add_argument("--address", help="Ray cluster to run on; without it, one of this run's own on this machine")
+    run_arguments(parser, "Ray cluster to run on; without it, one of this run's own on this machine")
+    parser.set_defaults(verb=run)
+
+
+def run_arguments(parser: argparse.ArgumentParser, address: str) -> None:
+    """What every verb that runs a study takes; `address` says what its own is for."""
+    parser.add_argument("--address", help=address)
     parser.add_argument("--cpus", type=_positive, help="CPUs that a cluster of our own may use (default: all)")
     parser.add_argument(
         "--download", action="store_true", help="let torchvision fetch missing data sets into the data root"
     )
     parser.add_argument("--no-report", action="store_true", help="do not write the report at the end")
-    parser.set_defaults(verb=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    study, folder = load(options)
+    return run_study(study, folder, text(options.file), options)
+
+
+def run_study(study: Study, folder: StudyFolder, written: str, options: argparse.Namespace) -> int:
+    """Train what the folder lacks, and report.
+
+    Args:
+        study: what is asked for.
+        folder: its folder.
+        written: the study file as its user wrote it.
+        options: `address`, `cpus`, `download` and `no_report`.
+    """
     if options.address is not None and options.cpus is not None:
         raise StudyError(["--cpus is for a cluster of our own; with --address the cluster decides"])
-    study, folder = load(options)
     if options.download:
         from trainables.data import download
 
         recipes = [recipe for _, recipe in study.points] or [study.anywhere(arm) for arm in study.design.arms]
         for dataset in dict.fromkeys(recipe.dataset for recipe in recipes):
             download(dataset, study.data_root())
-    code = _run_alone(study, folder, new_run_id(), options)
+    code = _run_alone(study, folder, new_run_id(), written, options)
     if code != INTERRUPTED and not options.no_report:
         print_report(folder.uri, None)
     return code
 
 
-def _run_alone(study: Study, folder: StudyFolder, run: str, options: argparse.Namespace) -> int:
+def _run_alone(study: Study, folder: StudyFolder, run: str, written: str, options: argparse.Namespace) -> int:
     """Refuse what is wrong before anything is touched; then hold the folder for as long as it is written."""
     if (there := old_spec(folder)) is not None:
         if there["name"] != study.name:
@@ -69,7 +86,7 @@ def _run_alone(study: Study, folder: StudyFolder, run: str, options: argparse.Na
         print(f"{folder.uri} was of schema 1 and has been taken over")
     before = _state(folder)
     plan = make_plan(study, folder)
-    _refuse_another_study(study, plan, folder)
+    refuse_another_study(study, plan, folder)
     if _missing(plan):
         check_weights(plan)
         if options.address is None:
@@ -84,13 +101,13 @@ def _run_alone(study: Study, folder: StudyFolder, run: str, options: argparse.Na
         folder.tidy()
         if not _missing(plan):
             # The folder shows the study that was asked for last, also when other runs have trained it all.
-            folder.save_study(study.model_dump(mode="json"), text(options.file), plan.rows())
+            folder.save_study(study.model_dump(mode="json"), written, plan.rows())
             return OK
         if (limit := reached(study.budget, study.price, used(folder.runs()))) is not None:
             # Before a cluster is started or asked.
             print(_over(limit, folder), file=sys.stderr)
             return STOPPED_BY_BUDGET
-        return _train(plan, folder, run, lease, options)
+        return _train(plan, folder, run, written, lease, options)
 
 
 def _missing(plan: Plan) -> bool:
@@ -102,14 +119,14 @@ def _state(folder: StudyFolder) -> tuple[object, object]:
     return pieces(folder), folder.read("chosen.json")
 
 
-def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: argparse.Namespace) -> int:
+def _train(plan: Plan, folder: StudyFolder, run: str, written: str, lease: Lease, options: argparse.Namespace) -> int:
     from study.cluster import connected  # Ray takes seconds to import: only here
     from study.runner import run_plan
 
     with connected(options.address, options.cpus):
         # Whoever stops this process politely gets the clean end of the keyboard's; Ray has just set its own.
         signal.signal(signal.SIGTERM, _interrupt)
-        summary = run_plan(plan, folder, run, text(options.file), lease, monitored=options.address is not None)
+        summary = run_plan(plan, folder, run, written, lease, monitored=options.address is not None)
     ended = ", ".join(f"{n} {state}" for state, n in summary.ended.items()) or "none ended"
     print(
         f"{count(summary.trials, 'trial')} in {duration(summary.seconds)}: {ended}; "
@@ -127,7 +144,8 @@ def _train(plan: Plan, folder: StudyFolder, run: str, lease: Lease, options: arg
         print(_over(summary.budget, folder), file=sys.stderr)
         return STOPPED_BY_BUDGET
     if summary.interrupted:
-        print(f"interrupted: what is finished is in {folder.uri}; the same command goes on from there")
+        why = f"stopped as {summary.asked} asked" if summary.asked else "interrupted"
+        print(f"{why}: what is finished is in {folder.uri}; the same command goes on from there")
         return INTERRUPTED
     if summary.ended.get("failed"):
         print(
@@ -153,7 +171,7 @@ def _interrupt(*_: Any) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def _refuse_another_study(study: Study, plan: Plan, folder: StudyFolder) -> None:
+def refuse_another_study(study: Study, plan: Plan, folder: StudyFolder) -> None:
     """A folder is continued only by a study with the same name that asks the same question or shares a cell."""
     if folder.foreign():
         raise StoreError(f"{folder.uri} holds other files and no study; choose another name or --storage")

@@ -120,9 +120,12 @@ def test_a_folder_that_holds_another_study(tmp_path, file):
     assert "Something else?" in message
 
 
-def test_resources_that_the_cluster_can_never_have(tmp_path, file):
+def test_resources_that_the_cluster_can_never_have(tmp_path, file, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "cpu 4000" in refused(tmp_path, "run", file, "--set", "resources.cpu=4000")
-    assert "gpu 64" in refused(tmp_path, "run", file, "--set", "resources.gpu=64")
+    said = refused(tmp_path, "run", file, "--set", "resources.gpu=64")
+    assert "64 processes for 1 seed: some would idle" in said
+    assert "gpu 1" in refused(tmp_path, "run", file, "--set", "resources.gpu=1")
 
 
 def test_a_cluster_that_is_not_there(tmp_path, file):

@@ -160,8 +160,10 @@ import json, logging, os, sys, tempfile, time
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"], os.environ["RAY_AIR_NEW_OUTPUT"] = "1", "0"
 import ray
 from ray import tune
+from study.budget import Meter, Usage
 from study.controller import counted
 from study.failures import Failures
+from study.settings import Budget
 
 folder = sys.argv[1]
 
@@ -192,7 +194,8 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=log
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 failures = Failures(1)
 names = json.loads(sys.argv[2])
-with tempfile.TemporaryDirectory() as scratch, counted(failures):
+meter = Meter({"cpu": 1}, Usage(), Budget(), None)
+with tempfile.TemporaryDirectory() as scratch, counted(failures, meter):
     results = tune.Tuner(
         tune.with_resources(Odd, {"cpu": 1}),
         param_space={"trial": tune.grid_search(names)},
