@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from study.cli.codes import OK
+from study.cli.numbers import whole
 from study.reader import StudyReader, open_study
 from study.store import StoreError
 
@@ -22,15 +23,15 @@ def register(verbs: Any) -> None:
     """Add this verb to the command."""
     parser = verbs.add_parser("audit", help="say what early stopping (ASHA) would have saved and lost")
     parser.add_argument("folder", help="the study's folder or URI")
-    parser.add_argument("--grace", type=_at_least(1), nargs="+", metavar="N", help="grace periods to try, in epochs")
-    parser.add_argument("--reduction", type=_at_least(2), nargs="+", metavar="N", help="reduction factors to try")
-    parser.add_argument("--max-t", type=_at_least(2), metavar="N", help="no rung at this epoch or later")
+    parser.add_argument("--grace", type=whole(1), nargs="+", metavar="N", help="grace periods to try, in epochs")
+    parser.add_argument("--reduction", type=whole(2), nargs="+", metavar="N", help="reduction factors to try")
+    parser.add_argument("--max-t", type=whole(2), metavar="N", help="no rung at this epoch or later")
     parser.add_argument(
-        "--orders", type=_at_least(1), default=_ORDERS, metavar="N", help=f"random launch orders (default: {_ORDERS})"
+        "--orders", type=whole(1), default=_ORDERS, metavar="N", help=f"random launch orders (default: {_ORDERS})"
     )
     parser.add_argument(
         "--at-once",
-        type=_at_least(1),
+        type=whole(1),
         default=_AT_ONCE,
         metavar="K",
         help=f"cells that train beside each other (default: {_AT_ONCE})",
@@ -44,19 +45,6 @@ def register(verbs: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(verb=audit)
-
-
-def _at_least(least: int) -> Any:
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
-        return value
-
-    return number
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -25,13 +24,6 @@ def reached(address: str) -> Cluster:
     except ImportError as error:
         raise ClusterError(f"clusters need ray[default] ({error})") from None
     return Cluster(address)
-
-
-def count(text: str) -> int:
-    """A number of times, as an argument."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
 
 
 def next_steps(done: Submitted, address: str) -> Iterator[str]:

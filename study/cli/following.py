@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from study.cli.clusters import count, next_steps, reached
+from study.cli.clusters import next_steps, reached
 from study.cli.codes import BAD_INPUT, FAILED_TRIALS, INTERRUPTED, OK, STOPPED_BY_BUDGET
 from study.cli.named import meant, named
+from study.cli.numbers import seconds, whole
 from study.cli.running import run_arguments, run_study
 from study.naming import folder_elsewhere
 from study.preflight import ClusterError
@@ -50,10 +51,10 @@ def register(verbs: Any) -> None:
     )
     named(parser)
     parser.add_argument(
-        "--every", type=_seconds, metavar="SECONDS", help="between two looks (default: 5; 10 where it prints lines)"
+        "--every", type=seconds, metavar="SECONDS", help="between two looks (default: 5; 10 where it prints lines)"
     )
     parser.add_argument(
-        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for a run to begin (default: 0)"
+        "--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for a run to begin (default: 0)"
     )
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each look")
     parser.set_defaults(verb=watch)
@@ -65,7 +66,7 @@ def register(verbs: Any) -> None:
         "checkpoint; then the run gives its lock back, which is waited for.",
     )
     named(parser)
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="wait at most so long (default: no limit)")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="wait at most so long (default: no limit)")
     parser.add_argument(
         "--now", action="store_true", help="do not wait for the epochs: end the process, or with --address the job"
     )
@@ -91,7 +92,9 @@ def register(verbs: Any) -> None:
         "http://HOST:PORT of a cluster's dashboard submits it as a job; another address is a Ray cluster to run on "
         "from here; without it, one of this run's own",
     )
-    parser.add_argument("--restarts", type=count, metavar="N", help="of a job: times that a killed run is begun again")
+    parser.add_argument(
+        "--restarts", type=whole(0), metavar="N", help="of a job: times that a killed run is begun again"
+    )
     parser.set_defaults(verb=resume)
 
 
@@ -301,13 +304,3 @@ def _submit(folder: StudyFolder, options: argparse.Namespace) -> int:
     for line in next_steps(done, cluster.address):
         print(line)
     return OK
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return seconds

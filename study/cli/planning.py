@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.budget import HOUR, Balance, Usage, estimated_lines, used
 from study.cli.codes import OK
+from study.cli.numbers import seconds
 from study.spec import Study
 from study.store import StudyFolder, child
 from study.words import count, duration
@@ -26,7 +27,7 @@ def register(verbs: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument(
         "--seconds-per-epoch",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="what an epoch of one seed takes, to estimate time and cost (default: what this folder's have taken)",
     )
@@ -77,16 +78,6 @@ def plan(options: argparse.Namespace) -> int:
     for line in plan_lines(made, folder, options.seconds_per_epoch):
         print(line)
     return OK
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
 
 
 def _plan_json(plan: Plan, folder: StudyFolder, seconds_per_epoch: float | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from study.budget import reached, used
 from study.cli.codes import FAILED_TRIALS, INTERRUPTED, OK, STOPPED_BY_BUDGET
 from study.cli.looking import print_report
+from study.cli.numbers import whole
 from study.cli.planning import file_arguments, load, plan_lines, text
 from study.lock import Lease, hold
 from study.plan import make_plan
@@ -41,7 +42,7 @@ def register(verbs: Any) -> None:
 def run_arguments(parser: argparse.ArgumentParser, address: str) -> None:
     """What every verb that runs a study takes; `address` says what its own is for."""
     parser.add_argument("--address", help=address)
-    parser.add_argument("--cpus", type=_positive, help="CPUs that a cluster of our own may use (default: all)")
+    parser.add_argument("--cpus", type=whole(1), help="CPUs that a cluster of our own may use (default: all)")
     parser.add_argument(
         "--download", action="store_true", help="let torchvision fetch missing data sets into the data root"
     )
@@ -191,9 +192,3 @@ def _another(there: Mapping[str, Any], folder: StudyFolder) -> StoreError:
         f"{folder.uri} holds another study ({there['name']}: {there['question'].strip()}); "
         "choose another name or --storage"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from study.cli.clusters import ADDRESS, count, next_steps, reached
+from study.cli.clusters import ADDRESS, next_steps, reached
 from study.cli.codes import BAD_INPUT, INTERRUPTED, OK
+from study.cli.numbers import whole
 from study.cli.planning import file_arguments, load
 from study.files import Files, StoreError, child
 from study.naming import is_plain
@@ -33,7 +34,7 @@ def register(verbs: Any) -> None:
     file_arguments(parser)
     parser.add_argument("--address", required=True, metavar="URL", help=ADDRESS)
     parser.add_argument(
-        "--restarts", type=count, default=0, metavar="N", help="times that a killed run is begun again (default: 0)"
+        "--restarts", type=whole(0), default=0, metavar="N", help="times that a killed run is begun again (default: 0)"
     )
     parser.add_argument("--json", action="store_true", help="print what became of it as JSON")
     parser.set_defaults(verb=submit)
