@@ -70,7 +70,7 @@ FILE = "name: small\nquestion: '?'\nrecipe: {optimiser: sam}\ngrid: {gamma: [0.1
         (["--storage", "results"], "storage: results is a relative path"),
         (["--storage", "/s", "--set", "gama=1"], "gama"),
         (["--storage", "s3://key:secret@bucket/x"], "leave credentials out"),
-        (["--storage", "/s", "--restarts", "-1"], "not a whole number"),
+        (["--storage", "/s", "--restarts", "-1"], "is below 0"),
         (["--storage", "/s"], "nobody answers"),
     ],
 )
