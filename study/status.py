@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from study.asha import Asha
-from study.budget import Balance
+from study.budget import Balance, Usage
 from study.ledger import Replayed, Story, merges, replay, why
 from study.lock import Holder, holder
 from study.reader import StudyReader
+from study.settings import Price
 from study.store import ENDED, StoreError
 from trainables.recipe import EXECUTION, digest
 
@@ -99,6 +100,21 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What is still to be trained, at the speed of each arm's replicates that have ended.
+
+    Attributes:
+        seconds: of training on one trial's resources.
+        cost: of that training alone, at the study's price and with the last run's resources; None without a price.
+        currency: the price's.
+    """
+
+    seconds: float
+    cost: float | None
+    currency: str
+
+
+@dataclass(frozen=True)
 class Status:
     """A study at one moment.
 
@@ -131,6 +147,8 @@ class Status:
     ledger: Ledger | None = field(default=None)
     #: What all runs have used, and what the study's budget has left.
     balance: Balance | None = None
+    #: None where nothing is left, or nothing has ended by which to tell.
+    left: Left | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False)
@@ -182,6 +200,7 @@ def status(reader: StudyReader, now: datetime | None = None) -> Status:
         best=_best(reader.spec, table, named),
         ledger=_ledger(reader, replicates, runs),
         balance=reader.used(runs) if runs else None,
+        left=_left(reader.spec, replicates, planned - done, runs),
     )
 
 
@@ -314,6 +333,31 @@ def _epochs(spec: Mapping[str, Any], replicates: pd.DataFrame, unsampled: Mappin
     length = (spec.get("recipe") or {}).get("epochs") or max(epochs.values(), default=0)
     seeds = len(spec.get("seeds", [0]))
     return done, planned + sum(int(epochs.get(arm, length)) * left * seeds for arm, left in unsampled.items())
+
+
+def _left(
+    spec: Mapping[str, Any], replicates: pd.DataFrame, epochs: int, runs: Sequence[Mapping[str, Any]]
+) -> Left | None:
+    """What `epochs` replicate epochs that are missing will take."""
+    if not epochs or replicates.empty or "train_seconds" not in replicates:
+        return None
+    over = replicates[replicates["status"].isin(ENDED) & replicates["train_seconds"].notna()]
+    trained = over.groupby("arm")[["train_seconds", "epoch"]].sum()
+    trained = trained[trained["epoch"] > 0]
+    if trained.empty:
+        return None
+    everywhere = float(trained["train_seconds"].sum() / trained["epoch"].sum())
+    speed = (trained["train_seconds"] / trained["epoch"]).to_dict()
+    going = replicates[~replicates["status"].isin(ENDED)]
+    missing = (going["epochs"] - going["epoch"].where(going["status"] == "running", 0).fillna(0)).groupby(going["arm"])
+    by_arm = {str(arm): float(n) for arm, n in missing.sum().items()}
+    seconds = sum(n * speed.get(arm, everywhere) for arm, n in by_arm.items())
+    # Cells that a search has still to choose are of no row yet.
+    seconds += (epochs - sum(by_arm.values())) * everywhere
+    resources = next((run["resources"] for run in reversed(runs) if run.get("resources")), None)
+    price = Price(**spec["price"]) if spec.get("price") else None
+    cost = None if price is None or resources is None else Usage.of(resources, seconds).cost(price)
+    return Left(seconds, cost, price.currency if price else "")
 
 
 def _begun(replicates: pd.DataFrame, named: Mapping[str, str]) -> list[Begun]:

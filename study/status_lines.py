@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from study.budget import money
 from study.status import Begun, Best, Driver, Failed, Ledger, Run, Status
 from study.store import ENDED
 from study.words import count, duration
@@ -33,6 +34,12 @@ def lines(found: Status) -> list[str]:
         f"  {ended:,} of {count(found.replicates['planned'], 'replicate')} ended, {found.epochs_done:,} of "
         f"{'at most ' if found.at_most else ''}{count(found.epochs_planned, 'epoch')} trained"
     )
+    if found.left is not None:
+        cost = "" if found.left.cost is None else f", {money(found.left.cost, found.left.currency)}"
+        out.append(
+            f"  left: {'at most ' if found.at_most else ''}{duration(found.left.seconds)} of training on one trial's "
+            f"resources{cost}, at the speed of what has ended"
+        )
     if found.balance is not None:
         out.append(f"  {found.balance}")
         if found.balance.spent:

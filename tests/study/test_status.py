@@ -102,6 +102,26 @@ def test_a_status_counts_cells_replicates_and_epochs(folder):
     assert found.ledger.mismatches == []
 
 
+def test_what_is_left_is_told_by_the_speed_of_what_has_ended(folder):
+    # Two complete and two stopped replicates took a second each for 8 and 4 epochs; 11, 16 and 16 epochs are missing.
+    found = status(StudyReader(folder), NOW)
+    assert found.left.seconds == pytest.approx((11 + 16 + 16) * 4 / 24)
+    assert found.left.cost is None
+    assert "  left: at most 7 s of training on one trial's resources, at the speed of what has ended" in lines(found)
+    priced = spec(price={"gpu": 36.0, "cpu": 0.0, "currency": "EUR"})
+    folder.save_study(priced, "", planned(CELLS))
+    folder.save_run("r2", {"run": "r2", "started": "2026-11-25T08:30:00.000+00:00", "resources": {"gpu": 0.5}})
+    assert status(StudyReader(folder), NOW).left.cost == pytest.approx(43 / 6 * 0.5 * 36 / 3600)
+
+
+def test_an_arm_of_which_something_has_ended_goes_by_its_own_speed(folder):
+    recording = folder.recording("r2")
+    recording.end("t5", [end("5abc", 0, "t5", "complete", validation_accuracy=0.5, train_seconds=80.0)])
+    recording.flush()
+    # Of SGD 8 epochs are missing at 10 s each.
+    assert status(StudyReader(folder), NOW).left.seconds == pytest.approx((11 + 16) * 4 / 24 + 80)
+
+
 def test_the_best_cell_is_chosen_by_validation_and_has_its_n_and_interval(folder):
     best = status(StudyReader(folder), NOW).best
     assert (best.cell, best.name, best.validation_accuracy, best.n) == ("c1aa", "fsam, gamma 0.1", 0.8125, 2)
