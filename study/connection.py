@@ -290,6 +290,10 @@ class Handle:
             end_job(cluster, self.job)
         elif holder(self._files) is not None:
             end_now(self._files)
+        elif self._process is not None and self._process.poll() is None:
+            # It has not taken the lock yet.
+            self._process.terminate()
+            self._process.wait()
         return "gone" if holder(self._files) else "given_back"
 
     def resume(self, *, restarts: int = 0, cpus: int | None = None) -> Handle:

@@ -537,9 +537,9 @@ class Entry:
     @property
     def holder(self) -> Holder:
         who = self.who
-        where = f"{who.get('user')}@{who.get('host')}" if who.get("host") else None
-        since = _time(who.get("since"))
-        return Holder(who.get("run"), where, who.get("pid"), since, self.seen, self.state)
+        where = _said(who) if who.get("host") else None
+        run = _plain(str(who["run"])) if who.get("run") else None
+        return Holder(run, where, who.get("pid"), _time(who.get("since")), self.seen, self.state)
 
 
 def _ttl() -> float:
@@ -622,9 +622,13 @@ def _parsed(data: bytes) -> Mapping[str, Any]:
 
 
 def _said(who: Mapping[str, Any]) -> str:
-    """`ann@node7`, of whatever others have written: nothing that a terminal would obey."""
-    said = f"{who.get('user')}@{who.get('host')}" if who.get("user") and who.get("host") else "somebody"
-    return "".join(letter for letter in said[:_LONGEST] if letter.isprintable())
+    """`ann@node7`."""
+    return _plain(f"{who.get('user')}@{who.get('host')}" if who.get("user") and who.get("host") else "somebody")
+
+
+def _plain(text: str) -> str:
+    """Of whatever others have written nothing that a terminal would obey."""
+    return "".join(letter for letter in text[:_LONGEST] if letter.isprintable())
 
 
 def _text(moment: datetime) -> str:

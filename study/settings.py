@@ -92,6 +92,10 @@ class Resources(BaseModel):
             raise ValueError("data_parallel needs gpu or processes above 1")
         return self
 
+    def abreast(self, seeds: int) -> int:
+        """Replicates of so many that a trial trains at the same time."""
+        return 1 if self.data_parallel else max(1, min(self.several, seeds))
+
     @property
     def several(self) -> int:
         """Processes that train in one trial."""

@@ -16,6 +16,7 @@ from study.board import Board, CellState, worst
 from study.cells import Cell
 from study.lock import Holder, holder
 from study.reader import StudyReader
+from study.service.supervise import LONGEST_PAUSE
 from study.store import ENDED, StudyFolder
 from study.words import duration
 from trainables.data import DatasetFacts
@@ -34,8 +35,9 @@ _REST = 3.0
 #: Seconds of watching before the time that is left is guessed from what was seen in them.
 _ENOUGH = 60.0
 
-#: Seconds after the death of a driver in which another one may take over, as `study submit --restarts` has it.
-SUCCESSION = 20.0
+#: Seconds after the death of a driver in which another one may take over: the longest pause of a job's supervisor, and
+#: what a driver needs until it takes the lock.
+SUCCESSION = LONGEST_PAUSE + 35.0
 
 #: What a board needs of a cell stands in the plan; its data set is not looked at.
 _NOT_LOOKED_AT = DatasetFacts(None, 0, None, None, None, None, "not looked at")

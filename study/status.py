@@ -18,7 +18,7 @@ from study.budget import Balance, Usage
 from study.ledger import Replayed, Story, merges, replay, why
 from study.lock import Holder, holder
 from study.reader import StudyReader
-from study.settings import Price
+from study.settings import Price, Resources
 from study.store import ENDED, StoreError
 from trainables.recipe import EXECUTION, digest
 
@@ -354,6 +354,7 @@ def _left(
     seconds = sum(n * speed.get(arm, everywhere) for arm, n in by_arm.items())
     # Cells that a search has still to choose are of no row yet.
     seconds += (epochs - sum(by_arm.values())) * everywhere
+    seconds /= Resources(**(spec.get("resources") or {})).abreast(len(spec.get("seeds", [0])))
     resources = next((run["resources"] for run in reversed(runs) if run.get("resources")), None)
     price = Price(**spec["price"]) if spec.get("price") else None
     cost = None if price is None or resources is None else Usage.of(resources, seconds).cost(price)

@@ -1,6 +1,8 @@
 """Ask the run of a study to stop, from anywhere that reaches its folder.
 
-The request is a file beside the driver's entry in the lock (`study.lock`), so it is for that run and no later one. The
+The request is a file beside the driver's entry in the lock (`study.lock`), so it is for that run and no later one; but
+a run that takes over from one that died before it could heed it is asked in its place, for as long as somebody waits,
+and a job's supervisor (`study.service.supervise`) does not begin again what was asked to stop. The
 thread that gives the driver's signs of life sees it: within `LOOK` seconds in a local folder, with the next sign of
 life elsewhere. Then no trial is begun, each one in training ends with its epoch and keeps a checkpoint, and the run
 ends as an interrupted one. The answer is that the lock is given back. No cluster and no job is asked, so it works for a
@@ -59,11 +61,21 @@ def ask(folder: StudyFolder) -> Asked | None:
     entry = Claim(folder, "").ruler()
     if entry is None:
         return None
-    if entry.state != "gone":
-        here, now = me(), datetime.now(UTC).isoformat(timespec="milliseconds")
-        content = {"user": here["user"], "host": here["host"], "time": now}
-        folder.write((json.dumps(content, indent=1) + "\n").encode(), FOLDER, f"{entry.name}.stop")
+    # Beside a dead one's too: it may have a supervisor, which begins again what nobody asked to stop.
+    here, now = me(), datetime.now(UTC).isoformat(timespec="milliseconds")
+    content = {"user": here["user"], "host": here["host"], "time": now}
+    folder.write((json.dumps(content, indent=1) + "\n").encode(), FOLDER, f"{entry.name}.stop")
     return Asked(folder, entry.name, entry.holder)
+
+
+def is_asked(folder: StudyFolder) -> bool:
+    """Whether the run that holds the lock, or held it when it died, was asked to stop.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    entry = Claim(folder, "").ruler()
+    return entry is not None and folder.read(FOLDER, f"{entry.name}.stop") is not None
 
 
 def wait(
@@ -73,7 +85,7 @@ def wait(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
-    """Wait until the run that was asked holds the lock no more.
+    """Wait until the run that was asked holds the lock no more, and neither does one that took over when it died.
 
     Args:
         asked: the request.
@@ -92,7 +104,10 @@ def wait(
         # A driver that was taken for gone, and has come back with a later term, is still the one that was asked.
         if entry is None or (entry.name != asked.entry and entry.holder.run != asked.holder.run):
             _forget(asked)
-            return "given_back"
+            if entry is None or not _was_cut_off(asked) or (successor := ask(asked.folder)) is None:
+                return "given_back"
+            asked = successor
+            continue
         if entry.state == "gone":
             # Its lock is the next run's, which takes the request with it.
             return "gone"
@@ -105,6 +120,11 @@ def wait(
         told(clock() - began)
         left = EVERY if timeout is None else min(EVERY, timeout - (clock() - began))
         sleep(max(0.0, left))
+
+
+def _was_cut_off(asked: Asked) -> bool:
+    """Whether the run that was asked had begun to train and died before it could say that it has ended."""
+    return any(r.get("run") == asked.holder.run and r.get("ended") is None for r in asked.folder.runs())
 
 
 def _forget(asked: Asked) -> None:
@@ -124,6 +144,8 @@ def end_now(folder: StudyFolder, grace: float = GRACE) -> Literal["ended", "kill
     if entry is None or entry.state == "gone":
         raise StoreError(f"nobody runs {folder.uri} now")
     pid = entry.who.get("pid")
+    # So that nobody begins it again.
+    ask(folder)
     if not is_here(entry.who) or not isinstance(pid, int):
         raise StoreError(
             f"{folder.uri} is run by {entry.holder}, not on this machine: end it there, or give the --address of the "

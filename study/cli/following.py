@@ -116,11 +116,12 @@ def _watch(options: argparse.Namespace) -> int:
     if not look.alive:
         with _display(json_lines=options.json, grid=True) as show:
             show(look)
+        last = spectator.end(None)
         if not options.json:
-            last = spectator.end(None)
             who = f"held by {look.holder}, which may be gone" if look.holder else "nobody runs it now"
             print(f"{who}; {last.line}" if last else who)
-        return OK
+        # Who waited for a run wants to know how it went, also if it was over at once.
+        return _CODES[last.kind] if options.wait and last else OK
     run = None
     live = sys.stdout.isatty()
     with _display(json_lines=options.json, grid=live) as show:
@@ -137,21 +138,28 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _begun(options: argparse.Namespace) -> tuple[Spectator, Look]:
-    """The study's spectator and its first look, once somebody runs it or the wait is over."""
+    """The study's spectator and its first look, once somebody runs it, its run is over, or the wait is."""
     from study.spectator import Spectator
 
-    deadline = time.monotonic() + options.wait
+    deadline, first = time.monotonic() + options.wait, True
+    known: set[Any] = set()
     while True:
         over = time.monotonic() >= deadline
         try:
-            spectator = Spectator(meant(options))
+            folder = meant(options)
+            spectator = Spectator(folder)
             look = spectator.look()
-            if over or look.alive:
+            runs = folder.runs()
+            if first:
+                known = {run.get("run") for run in runs}
+            new = any(run.get("ended") is not None and run.get("run") not in known for run in runs)
+            if over or look.alive or new or look.board.done >= look.board.total:
                 return spectator, look
         except StoreError:
             # A study that was only just submitted has no folder yet.
             if over:
                 raise
+        first = False
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 
@@ -301,6 +309,10 @@ def _submit(folder: StudyFolder, options: argparse.Namespace) -> int:
         lambda: cluster.resume(folder.uri, restarts=options.restarts or 0, show=lambda line: print(line, flush=True)),
     )
     print(done.message)
+    if done.already == "running" and done.job is None:
+        # By no job of this cluster: of one that was lost, perhaps.
+        print("study: nothing was resumed; a run that is lost counts as gone two minutes after its last sign of life")
+        return BAD_INPUT
     for line in next_steps(done, cluster.address):
         print(line)
     return OK

@@ -190,20 +190,22 @@ def _balance(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> Balance:
 def _resources(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> Mapping[str, float] | None:
     """A trial's devices: as the study says, else as the last run had them; None where they are still to be chosen."""
     asked = plan.study.resources
+    cpu = asked.cpu or asked.several
     if asked.gpu:
-        return {"gpu": asked.gpu, "cpu": asked.cpu or 1}
+        return {"gpu": asked.gpu, "cpu": cpu}
     if asked.gpu == 0 or all(trial.cell.recipe.device == "cpu" for trial in plan.todo):
-        return {"gpu": 0.0, "cpu": asked.cpu or 1}
+        return {"gpu": 0.0, "cpu": cpu}
     return next((run["resources"] for run in reversed(runs) if run.get("resources")), None)
 
 
 def _training_time(plan: Plan, folder: StudyFolder, seconds_per_epoch: float | None) -> tuple[float, str] | None:
     """Seconds of training that are missing on one trial's resources, and how they are known; None if they are not."""
-    work = plan.work()
+    work, abreast = plan.work(), plan.study.resources.abreast(len(plan.study.seeds))
     if seconds_per_epoch is not None:
-        return seconds_per_epoch * work["epochs"], f"on one trial's resources, at {seconds_per_epoch:g} s an epoch"
+        said = f"on one trial's resources, at {seconds_per_epoch:g} s an epoch"
+        return seconds_per_epoch * work["epochs"] / abreast, said
     speed = _measured_speed(plan, folder)
-    return None if speed is None else (speed[0] * work["gradients"], speed[1])
+    return None if speed is None else (speed[0] * work["gradients"] / abreast, speed[1])
 
 
 def _expected(plan: Plan) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ __all__ = ["Cluster", "ClusterError", "Job", "PreflightError", "Submitted"]
 REACH_WITHIN, ANSWER_WITHIN, UPLOAD_WITHIN = 5.0, 30.0, 600.0
 
 #: Seconds that the look at the nodes may take. A job waits for its runtime environment on a busy head.
-LOOK_WITHIN = 420.0
+LOOK_WITHIN = 600.0
 
 #: Environment variables by which Ray would take another cluster than the one that was named.
 _OTHERS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -295,16 +295,18 @@ def _checked(address: str) -> str:
     Raises:
         ClusterError: it is none of a dashboard.
     """
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
+        if parts.username is not None or parts.password is not None:
+            # It would be printed, and sent along with the token.
+            raise ClusterError("--address: leave credentials out; the token comes from RAY_AUTH_TOKEN_PATH")
         fit = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        fit = fit and not parts.query and not parts.fragment
     except ValueError:
         fit = False
-    if not fit or parts.query or parts.fragment:
-        raise ClusterError(f"{address}: write the address of the cluster's dashboard, e.g. http://127.0.0.1:8265")
-    if parts.username is not None or parts.password is not None:
-        # It would be printed, and sent along with the token.
-        raise ClusterError("--address: leave credentials out; the token comes from RAY_AUTH_TOKEN_PATH")
+    if not fit:
+        said = address.rpartition("@")[2]
+        raise ClusterError(f"{said}: write the address of the cluster's dashboard, e.g. http://127.0.0.1:8265")
     return address.rstrip("/")
 
 

@@ -145,7 +145,8 @@ def _versions(nodes: list[dict[str, Any]], client: Mapping[str, Any]) -> list[st
 def _storage(nodes: list[dict[str, Any]], storage: str) -> list[str]:
     found = []
     answered = _answered(nodes)
-    by_id = {row["node"]: name for name, row in answered}
+    # One that has written, and then answers no more, is among those that the others do not see.
+    by_id = {row["node"]: name for name, row in _named(nodes)}
     for name, row in answered:
         if row["written"] is not None:
             found.append(f"{name}: storage {storage} cannot be used there: {row['written']}")

@@ -18,8 +18,9 @@ from typing import Any
 #: Before the line that is the answer; everything else in the job's log is not.
 MARK = "@preflight "
 
-#: Seconds that a node has for each of its answers. A worker on a busy machine needs some of them to start.
-ANSWER_WITHIN = 90.0
+#: Seconds that a node has for each of its answers. A worker on a busy machine needs some of them to start; for the
+#: first one it reads what fingerprints a data set, up to 2 GiB or a million names over the network.
+ANSWER_WITHIN, FACTS_WITHIN = 90.0, 300.0
 
 #: Seconds for which a storage that fails is tried again: a person waits.
 PATIENCE = "5"
@@ -69,23 +70,33 @@ class NodeLook:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look, and print what was found."""
-    from study.cli.planning import file_arguments, load
     from study.spec import StudyError
     from study.store import StoreError
 
     os.environ["SHARPNESS_STUDY_STORE_PATIENCE"] = PATIENCE
+    try:
+        found = _look(*meant(arguments))
+    except (StudyError, StoreError) as error:
+        found = {"problems": str(error).splitlines()}
+    print(MARK + json.dumps(found), flush=True)
+    return 0
+
+
+def meant(arguments: Sequence[str] | None) -> tuple[Any, Any]:
+    """The study of a job's arguments, and its folder.
+
+    Raises:
+        study.spec.StudyError: the file is wrong.
+        study.store.StoreError: the folder holds no such study, or cannot be read.
+    """
+    from study.cli.planning import file_arguments, load
+
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
     file_arguments(verbs.add_parser("run"))
     verbs.add_parser("resume").add_argument("folder")
     options = parser.parse_args(arguments)
-    try:
-        study, folder = load(options) if options.verb == "run" else _frozen(options.folder)
-        found = _look(study, folder)
-    except (StudyError, StoreError) as error:
-        found = {"problems": str(error).splitlines()}
-    print(MARK + json.dumps(found), flush=True)
-    return 0
+    return load(options) if options.verb == "run" else _frozen(options.folder)
 
 
 def _frozen(uri: str) -> tuple[Any, Any]:
@@ -121,6 +132,7 @@ def _look(study: Any, folder: Any) -> dict[str, Any]:
 
 def _plan(study: Any, folder: Any, found: dict[str, Any]) -> None:
     """What the study lacks, who runs it, and whether the cluster can give its trials."""
+    from study.budget import reached, used
     from study.cli.running import refuse_another_study
     from study.cluster import choose_resources, node_types
     from study.lock import holder
@@ -148,6 +160,9 @@ def _plan(study: Any, folder: Any, found: dict[str, Any]) -> None:
         found["holder"] = {"run": there.run, "text": str(there)}
     if not found["missing"]:
         return
+    if (limit := reached(study.budget, study.price, used(folder.runs()))) is not None:
+        key = limit.partition(":")[0]
+        found["problems"].append(f"{limit}: give it more (--set {key}=...)")
     try:
         check_weights(plan)
         found["resources"] = choose_resources(study.resources, plan)
@@ -194,7 +209,7 @@ def _nodes(study: Any) -> list[dict[str, Any]]:
         where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         own = {**ask, "name": node["NodeID"], "gpus": has.get("GPU", 0.0)}
         actors.append(remote.options(scheduling_strategy=where).remote(json.dumps(own)))
-    for row, answer in zip(rows, _answers([actor.facts.remote() for actor in actors]), strict=True):
+    for row, answer in zip(rows, _answers([actor.facts.remote() for actor in actors], FACTS_WITHIN), strict=True):
         row.update(answer)
     able = [i for i, row in enumerate(rows) if "problem" not in row]
     writers = [rows[i]["node"] for i in able if rows[i]["written"] is None]
@@ -214,16 +229,16 @@ def _is_file(recipe: Any) -> bool:
     return weights_source(recipe.pretrained, model=recipe.model).path is not None
 
 
-def _answers(references: list[Any]) -> list[Any]:
+def _answers(references: list[Any], within: float = ANSWER_WITHIN) -> list[Any]:
     """What each node answered, in its order; `problem` for one that did not within its time."""
     import ray
 
-    deadline, found = time.monotonic() + ANSWER_WITHIN, []
+    deadline, found = time.monotonic() + within, []
     for reference in references:
         try:
             found.append(json.loads(ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))))
         except ray.exceptions.GetTimeoutError:
-            found.append({"problem": f"does not answer within {ANSWER_WITHIN:.0f} s"})
+            found.append({"problem": f"does not answer within {within:.0f} s"})
         except ray.exceptions.RayError as error:
             found.append({"problem": f"cannot run a task there ({str(error).strip().splitlines()[0]})"})
     return found

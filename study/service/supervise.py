@@ -22,7 +22,10 @@ from study.preflight import ClusterError
 from study.service.jobs import signal_name
 
 #: Seconds before the first start after a death (doubled each time), and the most.
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
+
+#: Signals by which somebody ends a driver; others are its misfortune.
+_ENDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,6 +50,7 @@ class Supervisor:
         restarts: times that one that was killed is started again.
         sleep: waits for seconds.
         say: tells a person.
+        asked: whether somebody has asked the study to stop.
     """
 
     def __init__(
@@ -55,8 +59,9 @@ class Supervisor:
         restarts: int,
         sleep: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] = lambda line: print(f"study: {line}", file=sys.stderr, flush=True),
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._start, self._restarts, self._sleep, self._say = start, restarts, sleep, say
+        self._start, self._restarts, self._sleep, self._say, self._asked = start, restarts, sleep, say, asked
         self._stopped = False
 
     def stop(self, *_: int | FrameType | None) -> None:
@@ -71,7 +76,7 @@ class Supervisor:
             if code >= 0:
                 return code
             name = signal_name(-code)
-            if self._stopped:
+            if self._stopped or -code in _ENDED:
                 return 128 - code
             hint = " (is its node short of memory?)" if -code == signal.SIGKILL else ""
             if restart == self._restarts:
@@ -83,7 +88,8 @@ class Supervisor:
                 "goes on from what is stored"
             )
             self._sleep(pause)
-            if self._stopped:
+            if self._stopped or self._asked():
+                self._say("somebody has asked the study to stop: the driver is not started again")
                 return 128 - code
             pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("unreachable")
@@ -105,10 +111,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL)
 
-    supervisor = Supervisor(start, options.restarts)
+    supervisor = Supervisor(start, options.restarts, asked=lambda: _is_asked(wanted))
     signal.signal(signal.SIGTERM, supervisor.stop)
     signal.signal(signal.SIGINT, supervisor.stop)
     return supervisor.run()
+
+
+def _is_asked(wanted: Sequence[str]) -> bool:
+    """Whether the study of these arguments was asked to stop; where that cannot be told, nobody has."""
+    from study.service.probe import meant
+    from study.spec import StudyError
+    from study.stopping import is_asked
+    from study.store import StoreError
+
+    try:
+        return is_asked(meant(wanted)[1])
+    except (StudyError, StoreError):
+        return False
 
 
 def _die_with_parent() -> None:

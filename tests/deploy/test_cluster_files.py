@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -145,7 +146,26 @@ def test_the_files_agree_on_what_nodes_get():
     for other in others:
         assert other["file_mounts"] == first["file_mounts"]
         assert other["rsync_exclude"] == first["rsync_exclude"]
-        assert other["setup_commands"] == first["setup_commands"]
+        # Data of machines of one's own is put there by their owner.
+        assert other["setup_commands"] == first["setup_commands"][: len(other["setup_commands"])]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "deploy/gcp.yaml"])
+def test_every_node_that_comes_gets_the_data_and_knows_where(name, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("trainables.data.download", lambda dataset, root: fetched.append((dataset, root)))
+    words = shlex.split(config(name)["setup_commands"][1])
+    assert words[:2] == ["~/sharpness-study/.venv/bin/python", "-c"]
+    exec(words[2], {})
+    assert fetched == [("cifar10", "~/data"), ("cifar100", "~/data")]
+    for commands in start_commands(name):
+        (command,) = commands
+        assert 'SHARPNESS_STUDY_DATA="$HOME/data" ' in command
+
+
+def test_an_image_has_no_credentials_of_a_remote():
+    ignored = text(".dockerignore").splitlines()
+    assert {".git/config", ".git/hooks", ".git/index"} <= set(ignored)
 
 
 def test_versions_are_those_of_the_lock():

@@ -115,7 +115,7 @@ def test_a_study_runs_as_a_job_and_finds_what_a_plain_loop_finds(cluster, place)
     folder = str(storage / "small")
     assert (job["study"], job["folder"]) == ("small", folder)
     assert f"job {job['job']} runs small in {folder}" in lines
-    assert f"  study watch {folder}" in lines
+    assert f"  study watch {folder} --wait 300" in lines
 
     again = study(cluster, "submit", file, "--address", cluster.url, "--storage", storage)
     assert again.returncode == 0

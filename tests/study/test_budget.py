@@ -200,6 +200,17 @@ def test_a_plan_gives_gradients_only_where_nobody_knows_the_time(tmp_path, capsy
     assert "cost: 1.00 CPU hours, 3.00 EUR" in out
 
 
+def test_seeds_side_by_side_take_their_time_together(tmp_path, capsys):
+    seconds = ("--seconds-per-epoch", "150")
+    side_by_side = {"price": "3 EUR", "resources": {"gpu": 0, "processes": 2}}
+    # Half an hour, on the two CPUs that two processes take.
+    assert "cost: 1.00 CPU hours, 3.00 EUR" in (out := plan(tmp_path, capsys, side_by_side, *seconds))
+    assert "time: 30 min 0 s of training" in out
+    shared = {"price": "3 EUR", "resources": {"gpu": 0, "processes": 2, "data_parallel": True}}
+    assert "cost: 2.00 CPU hours, 6.00 EUR" in (out := plan(tmp_path, capsys, shared, *seconds))
+    assert "time: 1 h 0 min of training" in out
+
+
 def test_a_plan_as_json_has_estimate_and_balance(tmp_path, capsys):
     text = {"price": {"gpu": 6}, "resources": {"gpu": 0.5}, "budget": {"gpu_hours": 2}}
     found = json.loads(plan(tmp_path, capsys, text, "--json", "--seconds-per-epoch", "150"))

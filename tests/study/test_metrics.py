@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +182,11 @@ def test_what_a_long_epoch_leaves_unreported_is_said_again(tmp_path):
     told.now += EVERY
     told.metrics.step(told.board, Usage())
     assert told["study_epoch"] == dict([before])
+
+
+def test_every_query_of_the_dashboard_asks_for_metrics_that_there_are():
+    """Also where a run on CPUs has nothing to show, and a query that is wrong would find as little."""
+    dashboard = (Path(__file__).parents[2] / "deploy" / "grafana" / "study.json").read_text()
+    asked = set(re.findall(r"\bray_(study_\w+)", dashboard))
+    assert asked <= GAUGES.keys() | COUNTERS.keys()
+    assert {"study_device_memory_bytes", "study_skipped_steps_total"} <= asked

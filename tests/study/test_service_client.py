@@ -122,16 +122,17 @@ def test_a_server_that_is_silent_is_not_waited_for_without_end(monkeypatch):
 
 @pytest.mark.parametrize(
     "address",
-    ["auto", "127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "http://host:port", "http://host:8265/?x=1", "", "file:///etc"],
+    ["auto", "127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "http://host:port", "http://host:8265/?x=1", "", "file:///etc",
+     "http://[::1"],
 )  # fmt: skip
 def test_an_address_that_is_no_dashboards_is_refused_before_anything_is_asked(address):
     assert "write the address of the cluster's dashboard" in refused(address)
 
 
-def test_credentials_in_the_address_are_refused_and_not_repeated():
-    said = refused("http://ann:s3cr3t@127.0.0.1:8265")
-    assert "s3cr3t" not in said
-    assert "leave credentials out" in said
+@pytest.mark.parametrize("rest", ["127.0.0.1:8265", "host:99999", "host:8265/?x=1", "[::1"])
+def test_credentials_in_the_address_are_refused_and_not_repeated(rest):
+    assert "s3cr3t" not in refused(f"http://ann:s3cr3t@{rest}")
+    assert "leave credentials out" in refused("http://ann:s3cr3t@127.0.0.1:8265")
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])

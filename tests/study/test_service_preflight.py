@@ -46,6 +46,13 @@ def test_nodes_that_are_all_right_have_no_problem():
     ]
 
 
+def test_a_node_that_has_written_and_then_answers_no_more_is_named_by_the_others():
+    dead = {**node(2), "problem": "does not answer within 90 s"}
+    seen = look(node(1, unseen={"02" * 16: "is not there"}), dead)
+    assert any("10.0.0.2 (host2)" in problem and "answer" in problem for problem in seen.problems)
+    assert any("what 10.0.0.2 (host2) wrote" in problem for problem in seen.problems)
+
+
 CASES = {
     "python": ({"python": "3.12.1"}, ["has Python 3.12.1", "this machine 3.11.7"]),
     "ray": ({"ray": "2.59.0"}, ["has Ray 2.59.0", "install ray==2.59.0 here"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from study import spectator
 from study.preflight import ClusterError
 from study.service import supervise
 from study.service.supervise import FIRST_PAUSE, LONGEST_PAUSE, Supervisor, own_cluster
@@ -51,6 +52,26 @@ def test_a_driver_that_is_killed_too_often_is_given_up(tmp_path):
     assert supervisor.run() == 128 + signal.SIGSEGV
     assert starts() == 3
     assert said[-1] == "the driver was killed by SIGSEGV 3 times; study resume goes on from what is stored"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_driver_that_somebody_ended_is_not_started_again(name, tmp_path):
+    code = f"signal.signal(signal.{name}, signal.SIG_DFL); os.kill(os.getpid(), signal.{name})"
+    supervisor, _, waited, starts = supervised(code, 3, tmp_path)
+    assert supervisor.run() == 128 + getattr(signal, name)
+    assert (starts(), waited) == (1, [])
+
+
+def test_a_study_that_was_asked_to_stop_is_not_begun_again(tmp_path):
+    supervisor, said, _, starts = supervised("os.kill(os.getpid(), signal.SIGKILL)", 3, tmp_path)
+    supervisor._asked = lambda: starts() == 2
+    assert supervisor.run() == 128 + signal.SIGKILL
+    assert starts() == 2
+    assert said[-1] == "somebody has asked the study to stop: the driver is not started again"
+
+
+def test_a_watcher_waits_for_longer_than_a_supervisor_pauses():
+    assert spectator.SUCCESSION >= LONGEST_PAUSE + 30
 
 
 def test_without_restarts_it_is_started_once(tmp_path):

@@ -17,7 +17,7 @@ from memory_folder import MemoryFolder
 from study import lock, stopping
 from study.cli import main
 from study.lock import BEATS, FOLDER, VARIABLE, Claim, hold, holder, me
-from study.stopping import ask, end_now, wait
+from study.stopping import ask, end_now, is_asked, wait
 from study.store import StoreError, StudyFolder
 
 #: Seconds; a beat is 0.1 s.
@@ -150,8 +150,12 @@ def test_an_entry_without_a_word_is_told_apart_from_one_that_goes_on(folder):
     gone.wait()
     folder.delete(FOLDER, requests(folder)[0])
     forge(folder, **{**me(), "pid": gone.pid, "born": 1})
+    assert not is_asked(folder)
     assert wait(ask(folder)) == "gone"
-    assert requests(folder) == []
+    assert is_asked(folder), "a supervisor does not begin again what was asked to stop"
+    with hold(folder, "r2") as lease:
+        assert not is_asked(folder), "whoever begins it by hand is not meant"
+        assert lease.asked is None
 
 
 def test_the_one_that_was_asked_may_come_back_with_a_later_term(folder):
@@ -163,6 +167,23 @@ def test_the_one_that_was_asked_may_come_back_with_a_later_term(folder):
     folder.delete(FOLDER, "00000002-0123abcd.json")
     forge(folder, "00000003-0123abcd", run="another")
     assert wait(asked, timeout=0.05) == "given_back"
+
+
+def test_a_run_that_takes_over_from_one_that_died_unheeding_is_asked_in_its_place(folder):
+    """Seen: a driver that a job's supervisor begins again went on, and `study stop` said that it had stopped."""
+    folder.save_run("r1", {"run": "r1", "started": "2026-11-25T07:00:00.000+00:00"})
+    forge(folder, run="r1")
+    asked = ask(folder)
+    folder.delete(FOLDER, f"{asked.entry}.json")
+    forge(folder, "00000002-0123abcd", run="r2")
+    assert wait(asked, timeout=0.05) == "waiting"
+    assert requests(folder) == ["00000002-0123abcd.stop"]
+    # One that has ended has nobody asked for it.
+    folder.delete(FOLDER, "00000002-0123abcd.stop")
+    ended = {"started": "2026-11-25T07:00:00.000+00:00", "ended": "2026-11-25T08:00:00.000+00:00"}
+    folder.save_run("r1", {"run": "r1", **ended})
+    assert wait(asked, timeout=0.05) == "given_back"
+    assert requests(folder) == []
 
 
 def test_a_driver_that_overtook_a_contender_still_hears_what_its_former_entry_was_asked(folder):
