@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,9 @@ WARM = 0.2
 
 #: And of each process from this share of its own life on, since one that was started later warms up later.
 SETTLED = 1 / 3
+
+#: Bytes that a process takes or gives back within a second in one step, which is no growth.
+STEP = 4 * MIB
 
 #: KiB a trial below which memory counts as flat: a study of 10,000 trials then grows by less than 250 MiB.
 FLAT = 25.0
@@ -84,7 +88,7 @@ class Scale:
     seed: int = 0
 
 
-FULL = Scale(1000, seeds=2, epochs=6, every=2, pause=(10.0, 20.0), drivers=(0.2, 0.45, 0.7), looped=5)
+FULL = Scale(1000, seeds=2, epochs=6, every=2, pause=(4.0, 10.0), drivers=(0.2, 0.45, 0.7), looped=5)
 QUICK = Scale(60, seeds=2, epochs=6, every=2, pause=(3.0, 6.0), drivers=(0.4,), looped=2)
 
 
@@ -179,7 +183,9 @@ def measure(scale: Scale) -> Soaked:
             "Memory a trial is the slope of a line by least squares through a process's resident memory, once a "
             f"second, over the trials begun, after the first {WARM:.0%} of all trials and the first third of its own "
             f"life. Flat is below {FLAT:g} KiB a trial. Of the workers each that lived for a tenth of the trials gives "
-            "a slope; a trial is one of any worker's, so one of its own counts for as many as there are workers.",
+            "a slope; a trial is one of any worker's, so one of its own counts for as many as there are workers. "
+            f"Steps of more than {STEP / MIB:g} MiB within a second are left out and told apart: when 64 pieces of "
+            "records are merged for the first time, memory is taken that is kept for the next time.",
             "Trained twice: replicate epochs that were begun more than once, as counted in the workers; a killed "
             "worker's unfinished epoch is among them. Rows recorded again are equal ones, of which readers keep one.",
         ),
@@ -411,6 +417,14 @@ def _memory(name: str, ran: Run, scale: Scale) -> dict[str, Summary]:
     }
     found = {f"{name}: {what}": Summary.of(values, "MiB") for what, values in sizes.items() if values}
     found[f"{name}: driver's open files"] = Summary.of([float(s.files) for s in ran.samples], "files")
+    steps = [
+        (after.driver - before.driver) / MIB
+        for before, after in pairwise(warm)
+        if before.life == after.life and after.trials < scale.trials
+    ]
+    if steps:
+        # The first time that 64 pieces of records are merged takes memory that is kept for the next time.
+        found[f"{name}: driver's largest step in a second"] = Summary.of([max(steps)], "MiB")
     if drivers:
         found[f"{name}: driver's growth a trial"] = Summary.of(drivers, "KiB")
     if workers:
@@ -419,8 +433,9 @@ def _memory(name: str, ran: Run, scale: Scale) -> dict[str, Summary]:
 
 
 def _slope(points: Sequence[tuple[int, int]], scale: Scale) -> float | None:
-    """KiB a trial of a least-squares line through (trials, bytes) of one process; None over less than a tenth of the
-    trials.
+    """KiB a trial of the line through (trials, bytes) of one process; None over less than a tenth of the trials.
+
+    By least squares, steps of more than `STEP` within a second left out: `_memory` tells them apart.
     """
     points = points[:-1]  # of a process that was dying, or had begun to end
     if len(points) < 3 or points[-1][0] - points[0][0] < scale.trials / 10:
@@ -429,7 +444,12 @@ def _slope(points: Sequence[tuple[int, int]], scale: Scale) -> float | None:
     points = [point for point in points if point[0] >= settled]
     if len({trials for trials, _ in points}) < 2:
         return None
-    return statistics.linear_regression(*zip(*points, strict=True)).slope / 1024
+    level, steps = [points[0]], 0
+    for (_, before), (trials, size) in pairwise(points):
+        if abs(size - before) > STEP:
+            steps += size - before
+        level.append((trials, size - steps))
+    return statistics.linear_regression(*zip(*level, strict=True)).slope / 1024
 
 
 def _series(ran: Run) -> dict[str, list[Any]]:

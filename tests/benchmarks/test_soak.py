@@ -137,6 +137,8 @@ def test_growth_is_the_slope_of_the_line_through_memory_over_trials():
     points = [(n, 500 * soak.MIB + 2048 * n) for n in range(20, 80)]
     assert soak._slope([*points, (80, 0)], scale) == pytest.approx(2.0)  # the last one is of a dying process
     assert soak._slope(points[:5], scale) is None
+    stepped = [(n, size + (30 * soak.MIB if n > 60 else 0)) for n, size in points]
+    assert soak._slope(stepped, scale) == pytest.approx(2.0, rel=0.1), "one step is no growth"
 
 
 def test_each_life_of_a_driver_and_each_worker_has_its_own_growth():
@@ -151,6 +153,7 @@ def test_each_life_of_a_driver_and_each_worker_has_its_own_growth():
     found = soak._memory("x", ran, scale)
     assert found["x: driver's growth a trial"].n == 2
     assert found["x: driver's growth a trial"].median == pytest.approx(4.0)
+    assert found["x: driver's largest step in a second"].max == pytest.approx(4096 / soak.MIB)
     workers = found["x: a worker's growth a trial"]
     assert (workers.min, workers.max) == (pytest.approx(0.0), pytest.approx(1.0))
     assert found["x: driver's open files"].max == 40

@@ -151,8 +151,9 @@ def test_a_report_that_cannot_be_written(tmp_path, file):
 
 
 def test_a_number_of_cpus_that_is_none(tmp_path, file):
-    assert "whole number" in refused(tmp_path, "run", file, "--cpus", "-1")
-    assert "whole number" in refused(tmp_path, "run", file, "--cpus", "0")
+    assert "-1 is below 1" in refused(tmp_path, "run", file, "--cpus", "-1")
+    assert "0 is below 1" in refused(tmp_path, "run", file, "--cpus", "0")
+    assert "'many' is no whole number" in refused(tmp_path, "run", file, "--cpus", "many")
 
 
 def test_weights_of_another_network_are_refused_before_a_cluster_is_started(file, tmp_path):

@@ -19,8 +19,10 @@ from memory_folder import MOMENTS, Crash, MemoryFolder
 from study import records
 from study.asha import Asha
 from study.board import Board
+from study.budget import Meter, Usage
 from study.failures import Failures
 from study.keeper import FolderKeeper
+from study.metrics import NoMetrics
 from study.plan import as_decision, make_plan
 from study.reader import StudyReader
 from study.recorder import Recorder
@@ -99,7 +101,10 @@ class Driver:
         board, trouble = Board.of(self.plan), Trouble()
         lease, display = SimpleNamespace(check=lambda: None), SimpleNamespace(update=lambda: None)
         failures = Failures(0)
-        self.recorder = Recorder(self.plan, folder, self.recording, board, lease, failures, display, trouble)
+        meter = Meter({"cpu": 1}, Usage(), STUDY.budget, STUDY.price)
+        self.recorder = Recorder(
+            self.plan, folder, self.recording, board, lease, failures, display, trouble, meter, NoMetrics()
+        )
         self.scheduler = make_scheduler(self.plan, folder, self.recording, trouble)
         self.recorder.stops = self.scheduler.stops
         make_job = JobMaker({"gpu": 0.0}, {})

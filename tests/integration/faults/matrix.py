@@ -13,7 +13,7 @@ from typing import Any
 #: One trial at a time: the order of ASHA's reports is the same in every run. By their hashes the trials come in the
 #: order gamma 0.2, 0.05, 5; under ASHA the first two are complete and the third is stopped at epoch 3 by the sixth
 #: decision, between two checkpoints.
-EPOCHS, EVERY, GAMMAS, SEEDS = 6, 2, (0.05, 0.2, 5.0), (0, 1)
+EPOCHS, EVERY, GAMMAS, SEEDS = 6, 2, (0.08, 0.2, 3.0), (0, 1)
 
 STUDY = f"""\
 name: disturbed
