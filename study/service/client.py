@@ -243,7 +243,7 @@ class Cluster:
         return Submitted(job, name, folder, None, f"job {job} runs {name} in {folder}")
 
     def _look(self, command: list[str], written: Mapping[str, str], parcel: str) -> Preflight:
-        """Run the probe as a job of its own, which leaves nothing behind."""
+        """Run the probe as a job of its own."""
         job = f"preflight-{new_run_id()}"
         with _explained(self.address):
             self._client.submit_job(
@@ -254,10 +254,11 @@ class Cluster:
             )
             try:
                 log = self._ended(job)
-            finally:
+            except BaseException:
                 with suppress(ClusterError, RuntimeError):
                     self._client.stop_job(job)
-                    self._client.delete_job(job)
+                raise
+            # It stays in the list as done: of a job that is deleted the dashboard shows a driver that failed.
         answer = next((line for line in log.splitlines() if line.startswith(ANSWER)), None)
         if answer is None:
             raise ClusterError(_unanswered(log))

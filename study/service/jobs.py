@@ -68,6 +68,7 @@ def metadata(study: str, folder: str, storage: str, text: str | None) -> dict[st
     who = me()
     written = {
         MARK: version(),
+        "job_name": study,  # what the dashboard shows as its name
         "study": study,
         "folder": folder,
         "storage": storage,
