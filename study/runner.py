@@ -221,8 +221,6 @@ def _fit(
         ),
         resources,
     )
-    # As the dashboard shows its workers.
-    trainable.__name__ = trainable.__qualname__ = Trial.__name__
     # Failures are recorded with their reason; Ray would print each one's whole traceback over the display.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     scheduler = make_scheduler(plan, folder, recorder.recording, trouble)
