@@ -13,7 +13,7 @@ from undisturbed import Tables
 STUDY = """
 name: cut_off
 question: Does a study end as it should when a host goes?
-recipe: {dataset: digits, model: digits_cnn, train_size: 200, epochs: 60, batch_size: 32, lr: 0.05}
+recipe: {dataset: digits, model: digits_cnn, train_size: 200, epochs: 120, batch_size: 32, lr: 0.05}
 arms: {sam: {optimiser: sam}}
 grid: {gamma: [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]}
 seeds: [0, 1]
@@ -26,6 +26,12 @@ pytestmark = pytest.mark.skipif(bool(no_hosts), reason=no_hosts)
 
 def trains(host):
     return [title for title in host.titles() if title.startswith("ray::ResourceTrainable.train")]
+
+
+def training_host(workers, study):
+    """The first host that trains once something of `study` is stored; fails at once where that cannot come any more."""
+    assert not ended(study), "the study ended before any host but the head trained"
+    return list((study / "trials").glob("*/*")) and next(filter(trains, workers), None)
 
 
 def run_record(folder):
@@ -57,8 +63,8 @@ def test_a_study_ends_as_a_plain_loop_though_one_of_the_hosts_that_ray_up_starte
             assert re.search(rf"^job cut_off-\S+ runs cut_off in {shared}/cut_off$", said[-1], re.MULTILINE)
 
             study = shared / "cut_off"
-            cut = workers[0]
-            wait_for(lambda: trains(cut) and list((study / "trials").glob("*/*")), seconds=180)
+            # Whichever comes first: on a calm machine the head's own workers may train the most while another host starts.
+            cut = wait_for(lambda: training_host(workers, study), seconds=180)
             cut.cut()
             expected = Tables.by_a_plain_loop(file, folder / "nowhere")
 
