@@ -14,13 +14,13 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from analysis.intervals import LEVEL, SPREAD, holm, interval, p_value
-from analysis.tables import best_cells, cells, varied
+from analysis.tables import EXECUTION, best_cells, cells, varied
 
 #: Settings that say which method probes, rather than the conditions under which methods are compared.
 _METHOD = frozenset(
     {
         *("optimiser", "gamma", "eta", "asam_convention", "fisher", "m", "natural_gradient", "same_dropout"),
-        *("device", "loader_workers"),  # where it ran
+        *EXECUTION,
     }
 )
 

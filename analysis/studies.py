@@ -16,11 +16,9 @@ import pandas as pd
 
 from analysis.compare import paired
 from analysis.findings import Findings
-from analysis.tables import RECIPE_FIELDS
+from analysis.tables import EXECUTION, RECIPE_FIELDS
 from analysis.words import absent, setting
 
-#: Where it ran.
-EXECUTION = ("device", "loader_workers")
 #: Settings of the method rather than of the conditions under which methods are compared.
 METHOD = (
     *EXECUTION,

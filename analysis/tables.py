@@ -41,8 +41,12 @@ RECIPE_FIELDS: tuple[str, ...] = (
     "label_noise_kind", "validation_labels", "augmentation", "crop_padding", "autoaugment_policy", "cutout_size",
     "normalisation", "model", "pretrained", "dropout", "optimiser", "gamma", "eta", "asam_convention", "fisher", "m",
     "natural_gradient", "same_dropout", "base", "lr", "momentum", "nesterov", "beta1", "beta2", "weight_decay",
-    "schedule", "epochs", "batch_size", "label_smoothing", "precision", "device", "loader_workers",
+    "schedule", "epochs", "batch_size", "label_smoothing", "precision", "device", "loader_workers", "capture",
+    "seeds_together",
 )  # fmt: skip
+
+#: Of these, those that say where and how a recipe runs and not what it is.
+EXECUTION = ("device", "loader_workers", "capture", "seeds_together")
 
 CELL_STATUSES = ("complete", "partial", "running", "stopped", "diverged", "failed", "missing")
 _REPLICATE_STATUSES = ("complete", "stopped", "diverged", "failed", "running", "missing")

@@ -28,7 +28,7 @@ Key = tuple[str, int, str | None]
 File = tuple[str, str, str]
 
 #: Columns of an end that say where and when, and not what.
-_PLACE = frozenset({"trial", "run", "device", "train_seconds", "scheduler"})
+_PLACE = frozenset({"trial", "run", "device", "steps", "train_seconds", "scheduler"})
 
 #: What a person looks at first where two ends differ.
 _TELLING = ("test_accuracy", "validation_accuracy", "epoch", "validation_loss", "test_loss", "train_loss")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.problems import RecipeError
-from trainables.recipe import Recipe, digest
+from trainables.recipe import EXECUTION, Recipe, digest
 
 #: The keys that lead to a value of the study file.
 KeyPath = tuple[str | int, ...]
@@ -180,7 +180,7 @@ def same_recipe_twice(points: Sequence[tuple[str, Recipe]]) -> list[tuple[KeyPat
 def _unread(design: Design, used: set[KeyPath], matched: set[int]) -> list[tuple[KeyPath, str]]:
     """Settings that no recipe reads; of exceptions those that match a cell."""
     # Every recipe uses these, though they are no part of its settings, or may be null in all of them.
-    always = {"device", "loader_workers", "train_size", "test_size", "pretrained"}
+    always = EXECUTION | {"train_size", "test_size", "pretrained"}
     found: list[tuple[KeyPath, str]] = []
     for section, settings in (("recipe", design.recipe), ("grid", design.grid)):
         for key in settings:

@@ -92,7 +92,7 @@ class StudyReader:
                 frame.loc[here, "status"] = "running"
                 frame.loc[here, "epoch"] = [epoch for epoch, _ in begun]
                 frame.loc[here, "trial"] = [trial for _, trial in begun]
-        numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "run")]
+        numeric = [c for c in RESULT_COLUMNS if c not in ("label_hash", "device", "steps", "run")]
         frame[numeric] = frame[numeric].apply(pd.to_numeric)
         frame["epoch"] = pd.to_numeric(frame["epoch"])
         return frame
@@ -174,7 +174,7 @@ RESULT_COLUMNS = (
     "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
     "test_top5_accuracy", "memorised", "recovered",
     "images_seen", "gradient_evaluations", "train_seconds", "eps_norm", "cosine_to_sam", "eta_vanished",
-    "skipped_steps", "label_hash", "device", "run",
+    "skipped_steps", "label_hash", "device", "steps", "run",
 )  # fmt: skip
 
 

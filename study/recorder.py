@@ -116,7 +116,9 @@ class Recorder(tune.Callback):
         elif outcome:
             rows = [self._row(planned, row, outcome) for row in self._last(planned, result)]
             keep = self.final or bool(result.get("unmeasured"))
-            self._end(planned, [{**row, "device": result["device"]} for row in rows], keep=keep)
+            self._end(
+                planned, [{**row, "device": result["device"], "steps": result["steps"]} for row in rows], keep=keep
+            )
         self.display.update()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -273,6 +273,8 @@ class JobMaker:
             # A trial that was given no GPU must not find one by itself.
             "device": recipe.device if self._gpu else "cpu",
             "loader_workers": recipe.loader_workers,
+            "capture": recipe.capture,
+            "seeds_together": recipe.seeds_together,
         }
         if recipe.pretrained:
             path = weights_source(recipe.pretrained, model=recipe.model).path

@@ -42,6 +42,7 @@ from trainables.measures import check
 from trainables.measures import run as run_measure
 from trainables.memory import OutOfMemory, explained
 from trainables.models.weights import WeightsError
+from trainables.process import give_memory_back, prepare
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate, Row
 
@@ -68,7 +69,7 @@ class Remote:
     Attributes:
         seed: of the replicate.
         label_hash, diverged, train_seconds: as the replicate has them.
-        device_name: what it is trained on, for a person.
+        device_name: what it is trained on, for a person. steps, told: how its steps are issued, and its remarks.
     """
 
     #: Where its state is, as this process sees it.
@@ -77,6 +78,12 @@ class Remote:
     def __init__(self, team: Team, index: int, seed: int) -> None:
         self._team, self._index, self.seed = team, index, seed
         self.label_hash, self.device_name, self.diverged, self.train_seconds = "", "", False, 0.0
+        self.steps, self.told = "", list[str]()
+
+    def take_remarks(self) -> list[str]:
+        """Of the last command, as `Replicate.take_remarks`."""
+        told, self.told = self.told, []
+        return told
 
     def final(self) -> Row:
         """See `Replicate.final`."""
@@ -282,7 +289,7 @@ class _Server:
     ) -> None:
         self.data_root, self.rank, self.processes = data_root, rank, processes
         self.replicates: list[Replicate] = []
-        torch.set_num_threads(threads)
+        prepare(threads)
         cuda = device.startswith("cuda")
         if cuda:
             torch.cuda.set_device(torch.device(device))
@@ -303,6 +310,7 @@ class _Server:
     def build(self, settings: dict[str, Any], seeds: list[int]) -> None:
         # Before the next ones are made: both would need twice the memory.
         self.replicates = []
+        give_memory_back()
         self.recipe = Recipe.of(settings)
         with explained(self.recipe, max(1, len(seeds))):
             self.replicates = [Replicate(self.recipe, seed, self.data_root, share=self.share) for seed in seeds]
@@ -333,6 +341,8 @@ class _Server:
                 "device_name": self.device_name,
                 "diverged": replicate.diverged,
                 "train_seconds": replicate.train_seconds,
+                "steps": replicate.steps,
+                "told": replicate.take_remarks(),
             }
             for place, replicate in enumerate(self.replicates)
         }

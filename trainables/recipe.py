@@ -29,7 +29,7 @@ from trainables.problems import Problem, RecipeError, explain, nearest
 SEMANTICS = 2
 
 #: Fields that say where a recipe runs and not what it is: outside its identity.
-EXECUTION = frozenset({"device", "loader_workers"})
+EXECUTION = frozenset({"device", "loader_workers", "capture", "seeds_together"})
 
 #: Fields that say where a file lies. What is in it belongs to the identity (the data's fingerprint, the weights' mark);
 #: where it lies does not, so a study may move to another machine.
@@ -104,6 +104,8 @@ class Recipe(BaseModel):
     # Where it runs
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     loader_workers: int | None = Field(None, ge=0, description="processes that decode images of a set that streams")
+    capture: Literal["auto", "on", "off"] = Field("auto", description="record a step once and issue it whole")
+    seeds_together: Literal["auto", "on", "off"] = Field("auto", description="a trial's seeds side by side on a GPU")
 
     @field_validator("dataset")
     @classmethod

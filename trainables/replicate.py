@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainables.capture import Captured, Outputs, Recorder, recorder_of, unrecordable
 from trainables.data.augment import Augmentation
 from trainables.data.images import Images
 from trainables.data.label_noise import corrupt, mask_hash
@@ -73,6 +74,38 @@ class Evaluation:
     answers: Tensor = field(compare=False, repr=False)
 
 
+class Batch(NamedTuple):
+    """One step's input: its place in the epoch, whether the diagnostics watch it, images as the network takes them
+    (N, channels, side, side), labels (N,)."""
+
+    step: int
+    watched: bool
+    x: Tensor
+    y: Tensor
+
+
+@dataclass
+class Epoch:
+    """An epoch that is under way, between `Replicate.begin_epoch` and `end_epoch`.
+
+    Attributes:
+        batches: of its steps, to be taken in order.
+        steps: their number. images: of them all.
+        loss: float64, summed over the images so far; correct: int64; seen: what the diagnostics saw. On the device.
+        seconds: that it has taken; who trains several at once says what each one's are.
+    """
+
+    lr: float
+    batches: Iterator[Batch]
+    steps: int
+    images: int
+    loss: Tensor
+    correct: Tensor
+    seen: list[Tensor] = field(default_factory=list)
+    seconds: float | None = None
+    begun: float = field(default_factory=time.perf_counter)
+
+
 class Replicate:
     """One seed of a recipe, on one device, or this process's share of one that several processes train together.
 
@@ -82,8 +115,10 @@ class Replicate:
         data_root: folder of the data set's files, for data sets that have files.
         share: this process's part of every batch. Every process then calls the same methods in the same order; what
             they return, and the state, are the same in all, to the last bit. Measures are taken in one of them.
+        recorder: what records steps where `capture` allows it; the device's own if missing (none on a CPU).
 
     Attributes:
+        capturing: whether its steps are recorded once and issued whole (`trainables.capture`).
         epoch: epochs trained so far.
         diverged: whether training has broken down (see `train_epoch`); it cannot go on then.
 
@@ -93,7 +128,15 @@ class Replicate:
         trainables.devices.DeviceError: the device is not there, or the recipe cannot be shared.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None, *, share: Share | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        data_root: str | None = None,
+        *,
+        share: Share | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.recipe, self.seed = recipe, seed
         self.device = resolve_device(recipe.device)
         self.data: Splits = opened(recipe, data_root, self.device)
@@ -127,7 +170,20 @@ class Replicate:
                 raise DeviceError(reason)
             if not recipe.m:
                 self._trained = share.wrap(self.model, self.device)
-        self.optimiser = _optimiser(recipe, self.model)
+        recorder = recorder or recorder_of(self.device)
+        why_not = _uncapturable(recipe, recorder, share)
+        if why_not and recipe.capture == "on":
+            raise DeviceError(f"capture: on, but {why_not}")
+        self.capturing = recipe.capture != "off" and not why_not
+        self._recorder = recorder if self.capturing else None
+        self.optimiser = _optimiser(recipe, self.model, capturing=self.capturing and self.device.type == "cuda")
+        # The learning rate where a recording reads it: written in place. CUDA's fused optimisers want float32, recorded
+        # or not, so that one is the other to the bit.
+        on_device = self.device.type == "cuda"
+        self._lr: Tensor | None = None
+        if on_device or self.capturing:
+            self._lr = torch.zeros((), dtype=torch.float32 if on_device else torch.float64, device=self.device)
+        self._take = self._taker()
         self.scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "float16" else None
         self._crop = "resized_crop" in recipe.augmentation
         self._operations = [name for name in recipe.augmentation if name != "resized_crop"]
@@ -149,61 +205,90 @@ class Replicate:
             `EXPLODED` times that of guessing, or more than half of the epoch's steps had to be skipped because a
             gradient was not finite (a float16 scaler that is still finding its scale does not count).
         """
-        start = time.perf_counter()
+        epoch = self.begin_epoch()
+        # Draws of the layers' own are from here on this replicate's.
+        with global_stream(self.seed, "dropout", self.epoch, self.device):
+            for batch in epoch.batches:
+                self.count(epoch, self.take(batch))
+        return self.end_epoch(epoch)
+
+    def begin_epoch(self) -> Epoch:
+        """Set the next epoch's learning rate and order; its batches are augmented as they are asked for."""
         self._choose_arithmetic()
         recipe, data = self.recipe, self.data
         lr = learning_rate(recipe, self.epoch)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if self._lr is None else self._lr.fill_(lr)
         self.model.train()
-
         order = torch.randperm(len(data.train), generator=stream(self.seed, "data order", self.epoch))
+        batches = order.to(self.device).split(recipe.batch_size)
+        return Epoch(
+            lr=lr,
+            batches=self._batches(batches),
+            steps=len(batches),
+            images=len(order),
+            loss=torch.zeros((), dtype=torch.float64, device=self.device),
+            correct=torch.zeros((), dtype=torch.int64, device=self.device),
+        )
+
+    def _batches(self, index: Sequence[Tensor]) -> Iterator[Batch]:
         # A stream for each operation: a recipe with one operation more keeps the draws of the others.
         draws: dict[str, torch.Generator] = {
             name: stream(self.seed, f"augmentation {name}", self.epoch, self.device) for name in self._operations
         }
-        batches = order.to(self.device).split(recipe.batch_size)
         crop_seed = derive(self.seed, "augmentation resized_crop", self.epoch) if self._crop else None
-        watched = {round(i * (len(batches) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        with global_stream(self.seed, "dropout", self.epoch, self.device):
-            for i, (batch, pixels) in enumerate(zip(batches, self._pixels(batches, crop_seed), strict=True)):
-                x = self._augment(pixels, self._mean, self._std, draws.__getitem__).to(self._dtype)
-                y = self._labels[batch]
-                if self.share is not None:
-                    # After the whole batch's draws.
-                    part = self.share.begin(len(batch), recipe.m)
-                    x, y = x[part], y[part]
-                self.optimiser.watch = i in watched
-                batch_loss, batch_correct = self._step(i, x, y)
-                loss += batch_loss
-                correct += batch_correct
+        watched = {round(i * (len(index) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
+        for i, (batch, pixels) in enumerate(zip(index, self._pixels(index, crop_seed), strict=True)):
+            x = self._augment(pixels, self._mean, self._std, draws.__getitem__).to(self._dtype)
+            y = self._labels[batch]
+            if self.share is not None:
+                # After the whole batch's draws.
+                part = self.share.begin(len(batch), self.recipe.m)
+                x, y = x[part], y[part]
+            yield Batch(i, i in watched, x, y)
+
+    def take(self, batch: Batch) -> Outputs:
+        """One optimiser step. Returns, on the device, the first pass's summed loss and its number of right answers,
+        and what the diagnostics saw; the next call may overwrite them (see `count`)."""
+        return self._take(batch)
+
+    def count(self, epoch: Epoch, taken: Outputs) -> None:
+        """Add what a step returned to its epoch."""
+        loss, correct, *seen = taken
+        epoch.loss += loss
+        epoch.correct += correct
+        for row in seen:
+            epoch.seen.append(row.clone())
+
+    def end_epoch(self, epoch: Epoch) -> Row:
+        """Evaluate on the validation split; the epoch's row (see `train_epoch`)."""
         if self.share is not None:
-            self.share.add([loss, correct])
+            self.share.add([epoch.loss, epoch.correct])
             self.share.check_equal(self.model)
+        for row in epoch.seen:
+            self.optimiser.record.add(row)
         diagnostics = self.optimiser.diagnostics()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
         self.epoch += 1
-        self.images_seen += len(order)
-        self.gradient_evaluations += len(batches) * recipe.gradients_per_step
-        self.train_seconds += time.perf_counter() - start
+        self.images_seen += epoch.images
+        self.gradient_evaluations += epoch.steps * self.recipe.gradients_per_step
+        self.train_seconds += time.perf_counter() - epoch.begun if epoch.seconds is None else epoch.seconds
         validation = self.evaluate("validation")
-        train_loss = float(loss) / len(order)
+        train_loss = float(epoch.loss) / epoch.images
         scaling = self.scaler is not None and self.scaler.get_scale() > 1
         self.diverged = (
             not math.isfinite(validation.loss)
-            or train_loss > EXPLODED * math.log(data.classes)
-            or (diagnostics["skipped_steps"] > len(batches) / 2 and not scaling)
+            or train_loss > EXPLODED * math.log(self.data.classes)
+            or (diagnostics["skipped_steps"] > epoch.steps / 2 and not scaling)
         )
         return {
             "seed": self.seed,
             "epoch": self.epoch,
-            "lr": lr,
+            "lr": epoch.lr,
             "train_loss": train_loss,
-            "train_accuracy": int(correct) / len(order),
+            "train_accuracy": int(epoch.correct) / epoch.images,
             "validation_loss": validation.loss,
             "validation_accuracy": validation.accuracy,
             **diagnostics,
@@ -350,6 +435,36 @@ class Replicate:
             self.scaler.load_state_dict(state["scaler"])
         for key in ("epoch", "diverged", "images_seen", "gradient_evaluations", "train_seconds"):
             setattr(self, key, state[key])
+        # The optimiser has new tensors, which no recording knows.
+        self._take = self._taker()
+
+    @property
+    def steps(self) -> str:
+        """How they are issued: `captured`, or `eager`, one operation after the other."""
+        return "captured" if self.capturing else "eager"
+
+    def take_remarks(self) -> list[str]:
+        """What a person should know, since the last call, of how its steps are taken."""
+        return self._captured.take_remarks() if self._captured else []
+
+    def issue(self, key: tuple[int, bool], x: Tensor, y: Tensor) -> Outputs:
+        """`take`, one operation after the other: the step's place (of no account where it is recorded) and whether it
+        is watched, its images and labels."""
+        step, self.optimiser.watch = key
+        loss, correct = self._step(step, x, y)
+        return loss, correct, *self.optimiser.record.take()
+
+    def written(self) -> list[Tensor]:
+        """The tensors that a step leaves changed, the same ones from the second step on."""
+        return [*self.optimiser.written(), *self.model.buffers()]
+
+    def _taker(self) -> Callable[[Batch], Outputs]:
+        self._captured = None
+        if self._recorder is None:
+            return lambda batch: self.issue((batch.step, batch.watched), batch.x, batch.y)
+        precision = DTYPES.get(self.recipe.precision, self._dtype)
+        captured = self._captured = Captured(self.issue, self.written, self._recorder, precision)
+        return lambda batch: captured((0, batch.watched), batch.x, batch.y)
 
     def _step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step. Returns the first pass's summed loss and its number of right answers, on the device.
@@ -465,12 +580,18 @@ def _no_draws(name: str) -> torch.Generator:
     raise AssertionError(f"{name} is no augmentation of a plain image")
 
 
-def _optimiser(recipe: Recipe, model: nn.Module) -> SharpnessAware:
+def _uncapturable(recipe: Recipe, recorder: Recorder | None, share: Share | None) -> str | None:
+    if recorder is None:
+        return "a CPU's steps are not recorded"
+    return "several processes share its batches" if share is not None else unrecordable(recipe)
+
+
+def _optimiser(recipe: Recipe, model: nn.Module, *, capturing: bool) -> SharpnessAware:
     settings: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.base == "sgd":
         settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     else:
-        settings |= {"betas": (recipe.beta1, recipe.beta2)}
+        settings |= {"betas": (recipe.beta1, recipe.beta2), "capturable": capturing}
     # Whether a step is skipped is then decided on the device, and the host runs ahead; on a CPU, too, it is faster.
     settings["fused"] = True
     base = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.base]

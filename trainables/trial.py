@@ -18,15 +18,18 @@ from typing import Any, Protocol
 import torch
 from ray import tune
 
+from trainables.capture import recorder_of
 from trainables.data import DataError
-from trainables.devices import DeviceError, resolve_devices
+from trainables.devices import DeviceError, resolve_device, resolve_devices
 from trainables.distributed import Remote, Team
 from trainables.measures import check
 from trainables.measures import run as run_measure
 from trainables.memory import explained
 from trainables.models.weights import WeightsError
+from trainables.process import give_memory_back, prepare
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate, Row
+from trainables.side_by_side import SideBySide
 
 #: Reported as the mean over the cell's seeds.
 AVERAGED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -68,10 +71,11 @@ class Trial(tune.Trainable):
     One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, in `rows`
     every epoch's row that this worker has not reported yet (the first report after a restore is of the epochs that the
     checkpoint holds, and trains none: whoever was told of them may be gone), the `step_seconds` that all of them
-    trained, on CUDA the most `device_memory_bytes` that this worker has held, `remarks` for a person, and in its last
-    one `outcome`: `complete` (with the test accuracy, measured here and nowhere else, and a line in `unmeasured` for
-    each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a `trained` job's), `failed` with its
-    `reason`: data or weights that no second try would mend, or `unkept` with its `reason`: a keeper that cannot keep.
+    trained, how their `steps` were issued, on CUDA the most `device_memory_bytes` that this worker has held, `remarks`
+    for a person, and in its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere else, and
+    a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a `trained`
+    job's), `failed` with its `reason`: data or weights that no second try would mend, or `unkept` with its `reason`: a
+    keeper that cannot keep.
     """
 
     def setup(
@@ -87,9 +91,7 @@ class Trial(tune.Trainable):
         checkpoint_seconds: float = 60.0,
     ) -> None:
         assert keeper is not None  # the runner binds them
-        if threads:
-            # More threads than the trial's CPUs would fight with its neighbours'.
-            torch.set_num_threads(threads)
+        prepare(threads)
         self.keeper, self.jobs, self.data_root = keeper, jobs or {}, data_root
         self.threads, self.processes, self.data_parallel = threads or 1, processes, data_parallel
         self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
@@ -135,6 +137,7 @@ class Trial(tune.Trainable):
             "rows": [],
             "remarks": [],
             "device": "",
+            "steps": "",
             "step_seconds": 0.0,
             "outcome": outcome,
             "reason": reason,
@@ -149,7 +152,7 @@ class Trial(tune.Trainable):
         elif self.epoch < self.target:
             # Until every seed has it, there is nothing that a checkpoint could hold.
             self._whole = False
-            self.rows = self._each("train_epoch")
+            self.rows = self._train()
             self.epoch, self._whole = self.epoch + 1, True
             self.history += [{"cell": self.cell, **row} for row in self.rows]
         elif not self.rows:
@@ -165,6 +168,7 @@ class Trial(tune.Trainable):
             "rows": [] if self.trained else self.history[self._reported :],
             "remarks": self.remarks,
             "device": self.device_name,
+            "steps": self._steps(),
             "step_seconds": sum(replicate.train_seconds for replicate in self.replicates) - before,
         }
         if self.replicates[0].device.type == "cuda":
@@ -220,6 +224,8 @@ class Trial(tune.Trainable):
         self.recipe = recipe
         # Before the next cell's: two cells at once would need twice the device's memory.
         self.replicates: Sequence[Replicate | Remote] = []
+        self.side_by_side: SideBySide | None = None
+        give_memory_back()
         #: What is wrong with the data, the weights or the keeper: the outcome and its reason.
         self.unfit: tuple[str, str] | None = None
         self.epoch, self.rows, self._reported, self._kept = 0, [], 0, 0
@@ -256,12 +262,35 @@ class Trial(tune.Trainable):
         if processes == 1:
             self._disband()
             with explained(recipe, len(seeds)):
-                return [Replicate(recipe, seed, self.data_root) for seed in seeds]
+                # One for all: recordings that share a recorder share its memory.
+                recorder = recorder_of(resolve_device(recipe.device))
+                made = [Replicate(recipe, seed, self.data_root, recorder=recorder) for seed in seeds]
+                self.side_by_side = SideBySide(made, recipe.seeds_together, recorder)
+                return made
         devices = resolve_devices(recipe.device, processes)
         if self.team is None or self.team.closed or self.team.devices != tuple(devices):
             self._disband()
             self.team = Team(devices, threads=self.threads, data_root=self.data_root, data_parallel=self.data_parallel)
         return self.team.build(recipe, seeds)
+
+    def _train(self) -> list[Row]:
+        """An epoch of every seed: their rows."""
+        if self.side_by_side is None:
+            rows: list[Row] = self._each("train_epoch")
+        else:
+            rows = self.side_by_side.train_epoch()
+            self._remark(self.side_by_side.take_remarks())
+        for replicate in self.replicates:
+            self._remark(replicate.take_remarks())
+        return rows
+
+    def _remark(self, lines: Sequence[str]) -> None:
+        self.remarks += [f"{self.name}: {line}" for line in lines]
+
+    def _steps(self) -> str:
+        """How the last epoch's steps were issued, for the tables."""
+        together = self.side_by_side is not None and self.side_by_side.was_together
+        return self.replicates[0].steps + (", side by side" if together else "")
 
     def _disband(self) -> None:
         if self.team is not None:

@@ -63,7 +63,7 @@ def test_a_study_ends_as_a_plain_loop_though_one_of_the_hosts_that_ray_up_starte
             assert re.search(rf"^job cut_off-\S+ runs cut_off in {shared}/cut_off$", said[-1], re.MULTILINE)
 
             study = shared / "cut_off"
-            # Whichever comes first: on a calm machine the head's own workers may train the most while another host starts.
+            # Whichever comes first: on a calm machine the head may train the most while another host starts.
             cut = wait_for(lambda: training_host(workers, study), seconds=180)
             cut.cut()
             expected = Tables.by_a_plain_loop(file, folder / "nowhere")

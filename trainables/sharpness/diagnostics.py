@@ -60,9 +60,14 @@ class Record:
     def add(self, row: Tensor) -> None:
         self._rows.append(row)
 
+    def take(self) -> list[Tensor]:
+        """The measurements that are there, which are then no longer the record's."""
+        rows, self._rows = self._rows, []
+        return rows
+
     def summary(self) -> dict[str, float]:
         """Mean of each of `KEYS` over the rows where it is a number (NaN if nowhere); empties the record."""
-        rows, self._rows = self._rows, []
+        rows = self.take()
         if not rows:
             return dict.fromkeys(KEYS, math.nan)
         means = torch.stack(rows).nanmean(dim=0).tolist()

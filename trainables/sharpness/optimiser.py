@@ -148,11 +148,12 @@ class SharpnessAware(Optimizer):
         self.state = self.base.state
 
         self.watch = False
+        #: What was measured in the steps watched since the last `diagnostics`.
+        self.record = Record()
         #: Steps skipped: those that the host knows of, and a device's own count.
         self._skipped = 0
         self._skipped_there: dict[torch.device, Tensor] = {}
         self._skipped_before = 0
-        self._record = Record()
         self._weights = scaled_by_role(module) if module is not None and metric == "asam_official" else None
         self._buffers = KeptBuffers(module) if module is not None and metric is not None else None
         self._theta = KeptParameters()
@@ -190,7 +191,7 @@ class SharpnessAware(Optimizer):
                 ways, norm = climb(blocks)
                 self._norms.append(norm)
                 if self.watch:
-                    self._record.add(measure(blocks, [way.eps() for way in ways]))
+                    self.record.add(measure(blocks, [way.eps() for way in ways]))
                 self._theta.keep([p for block in blocks for p in block.params])
                 for way in ways:
                     way.go()
@@ -434,6 +435,13 @@ class SharpnessAware(Optimizer):
         for there in self._skipped_there.values():
             there.zero_()
 
+    def written(self) -> list[Tensor]:
+        """The tensors that a step leaves changed, of the parameters, the base's state and the count of skipped steps:
+        from the second step on the same ones, written in place (where the base is fused)."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        kept = [value for p in params for value in self.state[p].values() if isinstance(value, Tensor)]
+        return [*params, *kept, *self._skipped_there.values()]
+
     def _by_parameter(self, fisher: Sequence[Tensor]) -> dict[Tensor, Tensor]:
         if self.metric != "fsam" and not self.natural_gradient:
             raise ValueError(f"fisher: given, but nothing uses it with metric {self.metric!r}")
@@ -465,7 +473,7 @@ class SharpnessAware(Optimizer):
         now = self.skipped
         skipped = now - self._skipped_before
         self._skipped_before = now
-        return {**self._record.summary(), "skipped_steps": float(skipped)}
+        return {**self.record.summary(), "skipped_steps": float(skipped)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its own gamma and eta, if it has any, are checked as the constructor's are."""

@@ -1,0 +1,42 @@
+"""What a process that trains sets for itself: its threads, and that its memory stays its own.
+
+glibc gives a freed block above its mmap threshold back to the system, and the end of its heap too. A step's activations
+are such blocks: freed in the backward pass and wanted again a moment later, every page of them then comes back zeroed,
+one fault each. ResNet-20's step at batch 128 took some 20,000 faults; kept, it takes 500 and is 5 to 8 % faster. Not a
+bit of any result changes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_INT = 2**31 - 1
+
+
+def prepare(threads: int | None = None) -> None:
+    """Call once in a process that trains.
+
+    Args:
+        threads: of torch; more than the trial's CPUs would fight with its neighbours'. None leaves them as they are.
+    """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
+def give_memory_back() -> None:
+    """What is free goes back to the system, as between two networks: the next one may be smaller."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """None on systems whose C library has no such settings."""
+    return ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None

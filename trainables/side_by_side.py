@@ -1,0 +1,179 @@
+"""Replicates of a cell trained side by side on one GPU: the branches of one recorded step, each on a stream of its own.
+
+A small network leaves most of a GPU idle, and a study trains each cell with several seeds. Their steps have nothing to
+do with each other, so the device may run them at the same time, each with the kernels that it has alone: no number
+changes. (Stacking the networks under vmap would make grouped convolutions of theirs, other kernels with other rounding,
+and was slower where it was tried.) Where a network fills the device there is nothing to gain; `auto` tries both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainables.capture import Captured, Outputs, Recorder
+from trainables.devices import DeviceError
+from trainables.replicate import DTYPES, Batch, Epoch, Replicate, Row
+
+#: Side by side must take less than this share of the time in turn, or it is not worth the memory.
+WORTH = 0.98
+
+#: Whether each of the epochs that `auto` tries is side by side.
+TRIED = (False, False, True, True)
+
+#: Of the device's free memory, what side by side may be expected to take.
+ROOM = 0.8
+
+
+class SideBySide:
+    """The replicates of one trial, an epoch of all at a time.
+
+    Args:
+        replicates: of one recipe, on one device.
+        how: `off` trains them in turn; `on` side by side; `auto` two epochs in turn, two side by side, and from then on
+            as was quicker (of each two the second is timed: in the first, steps are recorded).
+        recorder: records them side by side; None where nothing does (a CPU).
+
+    Attributes:
+        together: whether the next epoch is trained side by side. was_together: whether the last one was.
+
+    Raises:
+        DeviceError: `on`, and their steps cannot be recorded.
+    """
+
+    def __init__(
+        self, replicates: Sequence[Replicate], how: Literal["auto", "on", "off"], recorder: Recorder | None
+    ) -> None:
+        self.replicates, self.recorder = list(replicates), recorder
+        self._remarks: list[str] = []
+        can = recorder is not None and all(replicate.capturing for replicate in replicates)
+        if how == "on" and not can:
+            raise DeviceError(
+                "seeds_together: on, but steps that are not recorded (`capture`) come one after the other"
+            )
+        self.together, self.was_together = how == "on", False
+        #: While `auto` tries: seconds of the latter half of each epoch's steps.
+        self._tried: list[float] | None = [] if how == "auto" and can and len(self.replicates) > 1 else None
+        self._captured: Captured | None = None
+
+    def train_epoch(self) -> list[Row]:
+        """One epoch of every replicate: their rows, as of `Replicate.train_epoch`, `train_seconds` shared out evenly
+        where they were trained at the same time."""
+        self.was_together = self.together
+        if self._tried is None and not self.together:
+            return [replicate.train_epoch() for replicate in self.replicates]
+        rows, seconds = self._side_by_side() if self.together else self._in_turn()
+        if self._tried is not None:
+            self._tried.append(seconds)
+            self._decide(self._tried)
+        return rows
+
+    def take_remarks(self) -> list[str]:
+        """Lines for a person, since the last call: what `auto` decided, what could not be recorded."""
+        remarks, self._remarks = self._remarks, []
+        return remarks
+
+    def _decide(self, tried: Sequence[float]) -> None:
+        if len(tried) == len(TRIED) // 2 and not self._fits():
+            self._tried = None
+        elif len(tried) < len(TRIED):
+            self.together = TRIED[len(tried)]
+        else:
+            share = tried[-1] / tried[len(TRIED) // 2 - 1]
+            self.together, self._tried = share < WORTH, None
+            if not self.together:
+                self._captured = None  # and its memory
+            kept = "side by side" if self.together else "in turn"
+            self._remarks.append(
+                f"{len(self.replicates)} seeds side by side take {share:.2f} of their time in turn: trained {kept}"
+            )
+
+    def _fits(self) -> bool:
+        """Whether the device has room for the steps of all at once, going by what one took."""
+        device = self.replicates[0].device
+        if device.type != "cuda":
+            return True
+        step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0]
+        need = len(self.replicates) * step
+        if need > ROOM * free:
+            self._remarks.append(
+                f"{len(self.replicates)} seeds side by side would need some {need / 2**30:.1f} GiB of the "
+                f"{free / 2**30:.1f} that are free: trained in turn"
+            )
+            return False
+        return True
+
+    def _in_turn(self) -> tuple[list[Row], float]:
+        rows, seconds = [], 0.0
+        for replicate in self.replicates:
+            epoch = replicate.begin_epoch()
+
+            def take(batches: tuple[Batch, ...], replicate: Replicate = replicate) -> list[Outputs]:
+                return [replicate.take(*batches)]
+
+            seconds += self._drive([replicate], [epoch], take)
+            rows.append(replicate.end_epoch(epoch))
+        return rows, seconds
+
+    def _side_by_side(self) -> tuple[list[Row], float]:
+        if self._captured is None:
+            recipe = self.replicates[0].recipe
+            precision = DTYPES.get(recipe.precision, torch.float64 if recipe.precision == "float64" else torch.float32)
+            assert self.recorder is not None  # else nothing is together
+            self._captured = Captured(self._issue, self._written, self.recorder, precision)
+        captured = self._captured
+        begun = time.perf_counter()
+        epochs = [replicate.begin_epoch() for replicate in self.replicates]
+
+        def take(batches: tuple[Batch, ...]) -> list[Outputs]:
+            outputs = captured(batches[0].watched, *(tensor for batch in batches for tensor in (batch.x, batch.y)))
+            each = len(outputs) // len(batches)
+            return [outputs[i * each : (i + 1) * each] for i in range(len(batches))]
+
+        seconds = self._drive(self.replicates, epochs, take)
+        self._wait()
+        each = (time.perf_counter() - begun) / len(epochs)
+        for epoch in epochs:
+            epoch.seconds = each
+        self._remarks += captured.take_remarks()
+        rows = [replicate.end_epoch(epoch) for replicate, epoch in zip(self.replicates, epochs, strict=True)]
+        return rows, seconds
+
+    def _drive(
+        self,
+        replicates: Sequence[Replicate],
+        epochs: Sequence[Epoch],
+        take: Callable[[tuple[Batch, ...]], list[Outputs]],
+    ) -> float:
+        """Take every step of some epochs; the seconds of the latter half, when all that is set up once has been."""
+        half = epochs[0].steps // 2
+        begun = time.perf_counter()
+        for batches in zip(*(epoch.batches for epoch in epochs), strict=True):
+            if batches[0].step == half:
+                self._wait()
+                begun = time.perf_counter()
+            for replicate, epoch, taken in zip(replicates, epochs, take(batches), strict=True):
+                replicate.count(epoch, taken)
+        self._wait()
+        return time.perf_counter() - begun
+
+    def _issue(self, watched: bool, *inputs: Tensor) -> Outputs:
+        assert self.recorder is not None
+        pairs = zip(self.replicates, inputs[::2], inputs[1::2], strict=True)
+        found = self.recorder.fork(
+            [lambda r=r, x=x, y=y: r.issue((0, watched), x, y) for r, x, y in pairs]  # type: ignore[misc]
+        )
+        return tuple(tensor for outputs in found for tensor in outputs)
+
+    def _written(self) -> list[Tensor]:
+        return [tensor for replicate in self.replicates for tensor in replicate.written()]
+
+    def _wait(self) -> None:
+        device = self.replicates[0].device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
