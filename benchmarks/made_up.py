@@ -74,6 +74,7 @@ class MadeUp:
             "rows": [{"cell": cell, **row}],
             "remarks": [],
             "device": "CPU",
+            "steps": "eager",
             "step_seconds": 0.01,
         }
         return found | ({"outcome": "complete", "done": True, "unmeasured": []} if last else {})

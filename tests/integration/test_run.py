@@ -31,7 +31,7 @@ checkpoints: {every: 1}
 """
 
 #: Columns that tell when and where, and not what.
-ELSEWHERE = ["run", "train_seconds", "device"]
+ELSEWHERE = ["run", "train_seconds", "device", "steps"]
 
 
 @pytest.fixture(scope="module")

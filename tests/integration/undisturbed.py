@@ -12,7 +12,7 @@ from study.store import StudyFolder
 from trainables.replicate import Replicate
 
 #: Columns that tell when and where, and not what.
-ELSEWHERE = ["run", "train_seconds", "device", "trial"]
+ELSEWHERE = ["run", "train_seconds", "device", "steps", "trial"]
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,9 @@ class Training:
     """A replicate whose every epoch follows from the one before: one that was gone back to, or left out, would show."""
 
     salt = 0
+    capturing, steps = False, "eager"
 
-    def __init__(self, recipe, seed, data_root):
+    def __init__(self, recipe, seed, data_root, recorder=None):
         settings = json.dumps(recipe.settings(), sort_keys=True)
         self.seed, self.epoch, self.weights = seed, 0, f"{self.salt} {seed} {settings}"
         self.device, self.label_hash, self.diverged, self.train_seconds = (
@@ -62,6 +63,9 @@ class Training:
             False,
             0.0,
         )
+
+    def take_remarks(self):
+        return []
 
     def train_epoch(self):
         self.weights = sha256(self.weights.encode()).hexdigest()

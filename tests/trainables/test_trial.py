@@ -215,9 +215,10 @@ def test_a_warm_worker_lets_go_of_the_last_cell_before_it_builds_the_next(monkey
 
     made = trainables.trial.Replicate
 
-    def counting(*arguments):
+    def counting(*arguments, **named):
+        assert trial.side_by_side is None
         alive.append(len(trial.replicates))
-        return made(*arguments)
+        return made(*arguments, **named)
 
     monkeypatch.setattr(trainables.trial, "Replicate", counting)
     trial.reset_config(job()[0])

@@ -36,7 +36,7 @@ MOST_RUNS = 3
 PATIENCE = 300
 
 #: Columns that tell when and where, and not what.
-ELSEWHERE = ["run", "train_seconds", "device"]
+ELSEWHERE = ["run", "train_seconds", "device", "steps"]
 
 ROLES = {"driver": "study", "worker": "default_worker.py"}
 
