@@ -21,10 +21,10 @@ from torchvision import transforms
 
 from benchmarks.measure import Summary, interleaved, ratio
 from benchmarks.record import Result
-from trainables.data.augment import crop, cutout, flip, normalise
+from trainables.data.augment import Augmentation
 from trainables.data.autoaugment import autoaugment
 from trainables.data.autoaugment.bank import bank
-from trainables.data.autoaugment.choices import draw, settings_of
+from trainables.data.autoaugment.choices import Choices, draw, settings_of
 
 POLICY = "cifar10"
 PADDING = 4
@@ -109,18 +109,16 @@ def contenders(plan: Plan) -> dict[str, Callable[[], object]]:
     policy = transforms.AutoAugment(transforms.AutoAugmentPolicy(POLICY))
     one = torchvision_pipeline(plan.side)
 
-    def ours(*, policy: bool) -> Tensor:
-        y = flip(crop(x, PADDING, generator), generator)
-        if policy:
-            y = autoaugment(y, POLICY, generator)
-        return cutout(normalise(y, mean, std), HOLE, generator)
+    def ours(*names: str) -> Tensor:
+        augment = Augmentation(names, crop_padding=PADDING, cutout_size=HOLE, autoaugment_policy=POLICY)
+        return augment(x, mean, std, augment.draw(len(x), lambda name: generator, plan.side, plan.side))
 
     return {
-        "ours": partial(ours, policy=True),
+        "ours": partial(ours, "crop", "flip", "autoaugment", "cutout"),
         "torchvision on PIL": lambda: torch.stack([one(array) for array in arrays]),
-        "ours, without AutoAugment": partial(ours, policy=False),
-        "ours, AutoAugment alone": lambda: autoaugment(x, POLICY, generator),
-        "ours, AutoAugment alone, unsorted": lambda: unsorted(x, generator),
+        "ours, without AutoAugment": partial(ours, "crop", "flip", "cutout"),
+        "ours, AutoAugment alone": lambda: autoaugment(x, draw(len(x), POLICY, generator)),
+        "ours, AutoAugment alone, unsorted": lambda: unsorted(x, draw(len(x), POLICY, generator)),
         "torchvision on PIL, AutoAugment alone": lambda: [policy(picture) for picture in pictures],
     }
 
@@ -149,10 +147,9 @@ def torchvision_pipeline(side: int) -> Callable[[np.ndarray], Tensor]:
     )
 
 
-def unsorted(x: Tensor, generator: torch.Generator) -> Tensor:
+def unsorted(x: Tensor, choices: Choices) -> Tensor:
     """AutoAugment in the way that is taken off the CPU, whatever x's device."""
-    choices = draw(len(x), POLICY, generator)
-    settings, number = settings_of(POLICY, x.device)
+    settings, number = settings_of(choices.policy, x.device)
     ready = bank(settings, *x.shape[1:], 0, x.device)
     for step in range(2):
         which = number[step, choices.sub_policy, choices.negative[step].long()] * choices.applied[step]

@@ -7,7 +7,8 @@ The paper's batch is the whole one (it uses no m-sharpness), so nothing of a ste
   in g: the mean of the processes' own squares would be another method.
 - BatchNorm normalises by the whole batch's statistics (`WholeBatchNorm`), as torch's SyncBatchNorm does, which has no
   CPU version that a test could run.
-- Dropout draws the whole batch's mask and uses its part (`WholeDropout`), as augmentation does in `Replicate`.
+- Dropout draws the whole batch's mask and uses its part (`WholeDropout`). Augmentation, too, is drawn for the whole
+  batch and carried out on the part (`trainables.data.ahead`).
 - Parts are weighted by their number of images, which in a last short batch differ or are 0.
 
 With `m` each group of m examples has a probe, BatchNorm statistics and dropout masks of its own in a single process

@@ -194,7 +194,8 @@ class Recipe(BaseModel):
     def identity(self, data_fingerprint: str, weights_mark: str | None = None) -> str:
         """12 hexadecimal digits that change whenever recipe, data or first weights would give other numbers.
 
-        On one kind of device: a GPU rounds, and draws its augmentation, in its own way. Each replicate's row says
+        On one kind of device: a GPU rounds in its own way, and draws the masks of dropout from a generator of its own.
+        (First weights, order, augmentation and label noise are drawn on the CPU for both.) Each replicate's row says
         where it was trained.
         """
         return digest(SEMANTICS, self.essence(), data_fingerprint, weights_mark)

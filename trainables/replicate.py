@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.capture import Captured, Outputs, Recorder, recorder_of, unrecordable
-from trainables.data.augment import Augmentation
+from trainables.data.ahead import augmented, batches_at_once
+from trainables.data.augment import Augmentation, prepare
 from trainables.data.images import Images
 from trainables.data.label_noise import corrupt, mask_hash
 from trainables.data.opened import opened
 from trainables.data.splits import Splits
-from trainables.data.streamed import Streamed
 from trainables.devices import DeviceError, resolve_device, unshareable
 from trainables.measures.subject import Split, Subject, batch_indices
 from trainables.models import build
@@ -191,8 +191,6 @@ class Replicate:
         self._augment = Augmentation(
             self._operations, side=recipe.image_side, **{k: v for k, v in knobs.items() if v is not None}
         )
-        #: As an image is shown outside training.
-        self._plain = Augmentation((), side=recipe.image_side)
 
     def train_epoch(self) -> Row:
         """Train one epoch and evaluate on the validation split.
@@ -232,19 +230,11 @@ class Replicate:
         )
 
     def _batches(self, index: Sequence[Tensor]) -> Iterator[Batch]:
-        # A stream for each operation: a recipe with one operation more keeps the draws of the others.
-        draws: dict[str, torch.Generator] = {
-            name: stream(self.seed, f"augmentation {name}", self.epoch, self.device) for name in self._operations
-        }
-        crop_seed = derive(self.seed, "augmentation resized_crop", self.epoch) if self._crop else None
         watched = {round(i * (len(index) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
-        for i, (batch, pixels) in enumerate(zip(index, self._pixels(index, crop_seed), strict=True)):
-            x = self._augment(pixels, self._mean, self._std, draws.__getitem__).to(self._dtype)
+        for i, (batch, x) in enumerate(zip(index, self._augmented(index), strict=True)):
             y = self._labels[batch]
             if self.share is not None:
-                # After the whole batch's draws.
-                part = self.share.begin(len(batch), self.recipe.m)
-                x, y = x[part], y[part]
+                y = y[self.share.begin(len(batch), self.recipe.m)]
             yield Batch(i, i in watched, x, y)
 
     def take(self, batch: Batch) -> Outputs:
@@ -298,19 +288,23 @@ class Replicate:
             "diverged": self.diverged,
         }
 
-    def _pixels(self, batches: Sequence[Tensor], crop_seed: int | None) -> Iterator[Tensor]:
-        """Training images, a batch at a time. Of images that stream, only this process's are decoded: the others are
-        black, since what augmentation draws has to be drawn for all."""
-        images = self.data.train
-        if self.share is None or not isinstance(images, Streamed):
-            yield from images.batches(batches, crop_seed=crop_seed)
-            return
-        parts = [self.share.part_of(len(batch), self.recipe.m) for batch in batches]
-        own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
-        for batch, part, pixels in zip(batches, parts, images.batches(own, crop_seed=crop_seed), strict=True):
-            whole = pixels.new_zeros(len(batch), *pixels.shape[1:])
-            whole[part] = pixels
-            yield whole
+    def _augmented(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The epoch's batches as the network sees them; with a share, this process's part of each."""
+        recipe, images, share = self.recipe, self.data.train, self.share
+        # A stream for each operation: a recipe with one operation more keeps the draws of the others. On the CPU
+        # whatever the device, and for whole batches whatever the share: all draw alike.
+        streams: dict[str, torch.Generator] = {
+            name: stream(self.seed, f"augmentation {name}", self.epoch) for name in self._operations
+        }
+        return augmented(
+            images,
+            batches,
+            lambda n: self._augment.draw(n, streams.__getitem__, images.side, images.side),
+            lambda pixels, draws: self._augment(pixels, self._mean, self._std, draws).to(self._dtype),
+            chunk=batches_at_once(images, recipe.batch_size, recipe.image_side or images.side),
+            crop_seed=derive(self.seed, "augmentation resized_crop", self.epoch) if self._crop else None,
+            parts=None if share is None else [share.part_of(len(batch), recipe.m) for batch in batches],
+        )
 
     def untrained_row(self) -> Row:
         """The row of a recipe of 0 epochs: the network as it starts, on the validation split."""
@@ -399,7 +393,7 @@ class Replicate:
         """Batches of images as the network sees them outside training."""
         self._choose_arithmetic()
         for pixels in images.batches(index):
-            yield self._plain(pixels, self._mean, self._std, _no_draws).to(self._dtype)
+            yield prepare(pixels, self._mean, self._std, self.recipe.image_side).to(self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if nothing had happened: plain values, copied tensors."""
@@ -574,10 +568,6 @@ class Replicate:
         if recipe.validation_labels == "noisy":
             validation = noisy(validation, "validation label noise")
         return train, validation, mask_hash(train), train != clean
-
-
-def _no_draws(name: str) -> torch.Generator:
-    raise AssertionError(f"{name} is no augmentation of a plain image")
 
 
 def _uncapturable(recipe: Recipe, recorder: Recorder | None, share: Share | None) -> str | None:

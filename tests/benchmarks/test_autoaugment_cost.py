@@ -7,6 +7,7 @@ import torch
 from benchmarks import augmentation
 from benchmarks.__main__ import main
 from trainables.data.autoaugment import autoaugment
+from trainables.data.autoaugment.choices import draw
 
 SMALLEST = augmentation.Plan(batch=6, side=16, rounds=2, repeats=1)
 
@@ -25,8 +26,8 @@ def test_ours_and_the_peer_make_batches_of_one_shape_type_and_scale():
 
 def test_the_unsorted_contender_computes_what_the_sorted_one_does():
     x = augmentation.images(SMALLEST)
-    found = augmentation.unsorted(x, torch.Generator().manual_seed(4))
-    assert torch.equal(found, autoaugment(x, augmentation.POLICY, torch.Generator().manual_seed(4)))
+    choices = draw(len(x), augmentation.POLICY, torch.Generator().manual_seed(4))
+    assert torch.equal(augmentation.unsorted(x, choices), autoaugment(x, choices))
 
 
 def test_a_record_has_every_ratio_and_sample(tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ EXACT = [
     {"optimiser": "sam", "dropout": 0.3},
     {"optimiser": "sam", "dropout": 0.3, "same_dropout": True},
     {"optimiser": "sam", "augmentation": ["crop", "flip", "cutout"]},
+    {"optimiser": "sam", "augmentation": ["resized_crop", "autoaugment"], "image_side": 12, "train_size": 151},
     {"optimiser": "sam", "base": "adamw", "lr": 0.005, "label_noise": 0.3},
     {"optimiser": "fsam", "m": 10, "eta": 1e2},  # five groups for two processes, and a last batch of one group
     {"optimiser": "fsam", "m": 10, "eta": 1e2, "fisher": "per_example"},

@@ -159,6 +159,31 @@ def test_augmentation_is_drawn_anew_each_epoch_and_again_by_the_same_seed():
     assert len(losses) == 3, "with frozen weights only the draws can change the loss"
 
 
+@pytest.mark.parametrize("way", [HARSH, {"augmentation": ["crop", "flip", "cutout"], "cutout_size": 4}, {}], ids=str)
+def test_batches_computed_several_at_a_time_train_to_the_same_bits(way, monkeypatch):
+    recipe = Recipe.of({**TINY, "train_size": 150, **way})
+    alone = Replicate(recipe, 2)
+    expected = rows(alone, 2)
+    monkeypatch.setattr("trainables.replicate.batches_at_once", lambda *sizes: 3)
+    together = Replicate(recipe, 2)
+    assert same(rows(together, 2), expected)
+    for key, value in alone.model.state_dict().items():
+        assert torch.equal(together.model.state_dict()[key], value), key
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_on_the_batches_of_the_cpu():
+    names = ["crop", "flip", "autoaugment", "cutout"]
+
+    def batches(device):
+        replicate = Replicate(Recipe.of({**TINY, "augmentation": names, "cutout_size": 4, "device": device}), 2)
+        index = torch.arange(160, device=replicate.device).split(32)
+        return torch.cat(list(replicate._augmented(index))).cpu()
+
+    assert torch.allclose(batches("cuda"), batches("cpu"), rtol=1e-5, atol=1e-5)
+
+
 def test_m_of_the_whole_batch_is_no_m():
     way = {**TINY, "precision": "float64", "optimiser": "fsam"}
     a = rows(Replicate(Recipe.of(way), 1), 2)

@@ -1,4 +1,7 @@
-"""Batched augmentation on the device, every image with draws of its own.
+"""Batched augmentation on the device, every image with draws of its own, which are made before and on the CPU.
+
+`Augmentation.draw` draws for the images of a batch, `Augmentation.__call__` carries out what was drawn. An image's
+result depends on its own pixels and draws alone: to the last bit the same in whichever batch, with whichever others.
 
 The order is fixed and is that of the public recipes: crop, flip and AutoAugment on uint8 pixels, then normalisation,
 then Cutout, and last of all, where the network sees another size than the data set has, a resize. So the border that a
@@ -14,22 +17,57 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Operations on uint8 pixels, before normalisation, in the order they are applied. Each is given the batch, the
-#: augmentation's settings and the generator.
-PIXEL_OPERATIONS: dict[str, Callable[[Tensor, Augmentation, torch.Generator], Tensor]] = {
-    "crop": lambda x, settings, generator: crop(x, settings.crop_padding, generator),
-    "flip": lambda x, settings, generator: flip(x, generator),
-    "autoaugment": lambda x, settings, generator: _autoaugment(x, settings.autoaugment_policy, generator),
+from trainables.data.drawn import Draws
+
+
+class Batch(NamedTuple):
+    """What draws depend on: how many images there are, and their sides in pixels."""
+
+    images: int
+    height: int
+    width: int
+
+
+class Operation(NamedTuple):
+    """One operation, given the augmentation's settings.
+
+    Attributes:
+        draw: for the images of a batch, from a generator on the CPU: (..., N).
+        apply: what was drawn to (N, C, H, W), both on one device.
+    """
+
+    draw: Callable[[Batch, Augmentation, torch.Generator], Tensor]
+    apply: Callable[[Tensor, Augmentation, Tensor], Tensor]
+
+
+#: Operations on uint8 pixels, before normalisation, in the order they are applied.
+PIXEL_OPERATIONS: dict[str, Operation] = {
+    "crop": Operation(
+        lambda batch, settings, generator: draw_crop(batch.images, settings.crop_padding, generator),
+        lambda x, settings, drawn: crop(x, settings.crop_padding, drawn),
+    ),
+    "flip": Operation(
+        lambda batch, settings, generator: draw_flip(batch.images, generator),
+        lambda x, settings, drawn: flip(x, drawn),
+    ),
+    "autoaugment": Operation(
+        lambda batch, settings, generator: _draw_autoaugment(batch.images, settings.autoaugment_policy, generator),
+        lambda x, settings, drawn: _autoaugment(x, settings.autoaugment_policy, drawn),
+    ),
 }
 
 #: Operations on normalised values, after the others.
-NORMALISED_OPERATIONS: dict[str, Callable[[Tensor, Augmentation, torch.Generator], Tensor]] = {
-    "cutout": lambda x, settings, generator: cutout(x, settings.cutout_size, generator),
+NORMALISED_OPERATIONS: dict[str, Operation] = {
+    "cutout": Operation(
+        lambda batch, settings, generator: draw_cutout(*batch, generator),
+        lambda x, settings, drawn: cutout(x, settings.cutout_size, drawn),
+    ),
 }
 
 
@@ -81,31 +119,48 @@ class Augmentation:
         self.autoaugment_policy = autoaugment_policy
         self.side = side
 
-    def __call__(
-        self,
-        x: Tensor,
-        mean: Tensor,
-        std: Tensor,
-        generator_of: Callable[[str], torch.Generator],
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """An augmented, normalised batch; `x` is left as it is.
+    def draw(self, images: int, generator_of: Callable[[str], torch.Generator], height: int, width: int) -> Draws:
+        """Draw for a batch, on the CPU.
 
         Args:
-            x: (N, C, H, W) uint8.
+            images: N of the batch.
+            generator_of: the generator of each operation by its name, on the CPU. With one generator each, adding
+                Cutout leaves the crops and flips of every later batch as they were.
+            height: of the images, in pixels.
+            width: likewise.
+        """
+        batch = Batch(images, height, width)
+        operations = PIXEL_OPERATIONS | NORMALISED_OPERATIONS
+        return Draws(images, {name: operations[name].draw(batch, self, generator_of(name)) for name in self.names})
+
+    def __call__(
+        self, x: Tensor, mean: Tensor, std: Tensor, draws: Draws, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """An augmented, normalised batch; `x` is left as it is, and the host does not wait for the device.
+
+        Args:
+            x: (N, C, H, W) uint8; N may be 0.
             mean: (C,) float32, in uint8 units.
             std: (C,) float32, likewise.
-            generator_of: the generator of each operation by its name, on x's device. With one generator each, adding
-                Cutout leaves the crops and flips of every later batch as they were.
+            draws: of this augmentation for these images, on x's device.
             dtype: of the result.
+
+        Raises:
+            ValueError: the draws are another augmentation's, or for another number of images.
         """
+        drawn = draws.by_operation
+        if tuple(drawn) != self.names or len(draws) != len(x):
+            raise ValueError(
+                f"draws of {', '.join(drawn) or 'nothing'} for {len(draws)} images, "
+                f"where {', '.join(self.names) or 'nothing'} is to be done to {len(x)}"
+            )
         for name, operation in PIXEL_OPERATIONS.items():
-            if name in self.names:
-                x = operation(x, self, generator_of(name))
+            if name in drawn:
+                x = operation.apply(x, self, drawn[name])
         x = normalise(x, mean, std, dtype)
         for name, operation in NORMALISED_OPERATIONS.items():
-            if name in self.names:
-                x = operation(x, self, generator_of(name))
+            if name in drawn:
+                x = operation.apply(x, self, drawn[name])
         return x if self.side is None else resize(x, self.side)
 
 
@@ -151,19 +206,30 @@ def normalise(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.f
     return x.to(exact).sub_(mean).div_(std).to(dtype)
 
 
-def crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Random crops of the original size out of images with a border of zeros.
+def draw_crop(images: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Offsets of crops, each uniform over the (2 padding + 1)^2 possible ones.
+
+    Returns:
+        (2, N) int64: rows down and columns to the right, from the corner of the border.
+    """
+    return torch.randint(2 * padding + 1, (2, images), generator=generator)
+
+
+def crop(x: Tensor, padding: int, offsets: Tensor) -> Tensor:
+    """Crops of the original size out of images with a border of zeros.
 
     As torchvision's RandomCrop(side, padding) on uint8 images (He et al. 2016, section 4.2), each image with an offset
-    of its own, uniform over the (2 padding + 1)^2 possible ones.
+    of its own.
 
     Args:
         x: (N, C, H, W).
         padding: pixels on each side.
-        generator: on x's device.
+        offsets: (2, N) int64 as `draw_crop` draws them, on x's device.
     """
+    if not x.numel():
+        return x.clone()  # of no pixels there are no runs
     n, channels, height, width = x.shape
-    down, right = torch.randint(2 * padding + 1, (2, n), generator=generator, device=x.device)
+    down, right = offsets
     padded = F.pad(x, (padding,) * 4)
     wide = width + 2 * padding
     # Every row of the result is a run of `width` pixels in memory: pick the runs by where they start.
@@ -173,43 +239,60 @@ def crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     return padded.contiguous().view(-1).unfold(0, width, 1).index_select(0, starts.view(-1)).view_as(x)
 
 
-def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability 1/2.
+def draw_flip(images: int, generator: torch.Generator) -> Tensor:
+    """Which images are mirrored, with probability 1/2 each: (N,) bool."""
+    return torch.randint(2, (images,), generator=generator) == 1
+
+
+def flip(x: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror some images left to right.
 
     Args:
         x: (N, C, H, W).
-        generator: on x's device.
+        mirrored: (N,) bool, on x's device.
     """
-    mirrored = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=x.device) == 1
-    return torch.where(mirrored, x.flip(3), x)
+    return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
 
-def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def draw_cutout(images: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Centres of squares, uniform over all pixels of height x width: (2, N) int64, rows and columns."""
+    row = torch.randint(height, (images,), generator=generator)
+    column = torch.randint(width, (images,), generator=generator)
+    return torch.stack([row, column])
+
+
+def cutout(x: Tensor, size: int, centre: Tensor) -> Tensor:
     """Zero one square of each image: DeVries & Taylor, "Improved regularization of CNNs with Cutout", 2017.
 
-    As in their code the centre is uniform over all pixels and the square is clipped at the border, so it often covers
-    less than size x size pixels; it spans [centre - size // 2, centre - size // 2 + size). (For odd sizes their code
-    covers one pixel less each way, which for size 1 is nothing at all.)
+    As in their code the centre may be any pixel and the square is clipped at the border, so it often covers less than
+    size x size pixels; it spans [centre - size // 2, centre - size // 2 + size). (For odd sizes their code covers one
+    pixel less each way, which for size 1 is nothing at all.)
 
     Args:
         x: (N, C, H, W), normalised, so that 0 is the mean colour.
         size: side of the square in pixels.
-        generator: on x's device.
+        centre: (2, N) int64 as `draw_cutout` draws them, on x's device.
     """
-    n, _, height, width = x.shape
-    row = torch.randint(height, (n,), generator=generator, device=x.device)
-    column = torch.randint(width, (n,), generator=generator, device=x.device)
 
-    def inside(centre: Tensor, side: int) -> Tensor:
-        offset = torch.arange(side, device=x.device) - (centre[:, None] - size // 2)
+    def inside(middle: Tensor, side: int) -> Tensor:
+        offset = torch.arange(side, device=x.device) - (middle[:, None] - size // 2)
         return (offset >= 0) & (offset < size)
 
-    hole = inside(row, height)[:, None, :, None] & inside(column, width)[:, None, None, :]
+    row, column = centre
+    hole = inside(row, x.shape[2])[:, None, :, None] & inside(column, x.shape[3])[:, None, None, :]
     return x.masked_fill(hole, 0)
 
 
-def _autoaugment(x: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    # The policies' tables are read by those who use them.
-    from trainables.data.autoaugment import autoaugment
+# The policies' tables are read by those who use them.
 
-    return autoaugment(x, policy, generator)
+
+def _draw_autoaugment(images: int, policy: str, generator: torch.Generator) -> Tensor:
+    from trainables.data.autoaugment.choices import draw
+
+    return draw(images, policy, generator).rows()
+
+
+def _autoaugment(x: Tensor, policy: str, drawn: Tensor) -> Tensor:
+    from trainables.data.autoaugment.choices import Choices, apply
+
+    return apply(x, Choices.of(policy, drawn))

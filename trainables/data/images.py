@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.data.resized_crop import resized_crop
+from trainables.data.drawn import sent
+from trainables.data.resized_crop import draw, resized_crop
 
 
 class Images(ABC):
@@ -35,13 +36,22 @@ class Images(ABC):
         """Pixels of the side of an image as it is given out."""
 
     @abstractmethod
-    def batches(self, index: Sequence[Tensor], *, crop_seed: int | None = None) -> Iterator[Tensor]:
+    def batches(
+        self,
+        index: Sequence[Tensor],
+        *,
+        crop_seed: int | None = None,
+        parts: Sequence[slice] | None = None,
+        together: int = 1,
+    ) -> Iterator[Tensor]:
         """The images of each index, one batch after the other.
 
         Args:
             index: (B,) int64 positions in [0, N) for each batch, on any device (the images' own is the quickest).
             crop_seed: give random resized crops (see `trainables.data.resized_crop`) that this seed fixes; without it
                 the images as they are evaluated.
+            parts: of each batch, the images that are given out, as they would be with all of it; all if missing.
+            together: batches that are given out as one, end to end; the last may be of fewer.
 
         Yields:
             (B, channels, side, side) uint8 on the device.
@@ -75,17 +85,29 @@ class Resident(Images):
     def side(self) -> int:
         return self.given or self.x.shape[2]
 
-    def batches(self, index: Sequence[Tensor], *, crop_seed: int | None = None) -> Iterator[Tensor]:
-        """See `Images.batches`. One generator draws all the crops: they depend on the order of the images."""
-        device = self.x.device
-        generator = None if crop_seed is None else torch.Generator(device).manual_seed(crop_seed)
-        margin = centred(self.x.shape[2], self.side)
+    def batches(
+        self,
+        index: Sequence[Tensor],
+        *,
+        crop_seed: int | None = None,
+        parts: Sequence[slice] | None = None,
+        together: int = 1,
+    ) -> Iterator[Tensor]:
+        """See `Images.batches`. One generator, on the CPU, draws all the crops: they depend on the images' order."""
+        device, (height, width) = self.x.device, self.x.shape[2:]
+        generator = None if crop_seed is None else torch.Generator().manual_seed(crop_seed)
+        margin = centred(height, self.side)
         centre = self.x[:, :, margin : margin + self.side, margin : margin + self.side]
-        for batch in index:
-            there = batch.to(device)
+        for first in range(0, len(index), together):
+            some = slice(first, first + together)
+            there = joined(index[some], parts and parts[some]).to(device)
             if self.rows is not None:
                 there = self.rows[there]
-            yield centre[there] if generator is None else resized_crop(self.x[there], self.side, generator)
+            if generator is None:
+                yield centre[there]
+            else:
+                box = [draw(len(batch), height, width, generator) for batch in index[some]]
+                yield resized_crop(self.x[there], sent(joined(box, parts and parts[some]), device), self.side)
 
     def take(self, index: Tensor) -> Resident:
         """Some of the images, their pixels copied: a part of a small set is read faster from memory of its own."""
@@ -96,6 +118,13 @@ class Resident(Images):
         """The same images on another device."""
         rows = None if self.rows is None else self.rows.to(device)
         return Resident(self.x.to(device), self.y.to(device), self.given, rows)
+
+
+def joined(batches: Sequence[Tensor], parts: Sequence[slice] | None) -> Tensor:
+    """Parts of batches, or all of each, end to end."""
+    if parts is not None:
+        batches = [batch[part] for batch, part in zip(batches, parts, strict=True)]
+    return batches[0] if len(batches) == 1 else torch.cat([*batches])
 
 
 def centred(whole: int, part: int) -> int:

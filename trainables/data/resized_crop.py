@@ -22,7 +22,7 @@ DRAWS = 2 * ATTEMPTS + 2
 
 
 def boxes(uniform: Tensor, height: int, width: int) -> Tensor:
-    """The boxes of torchvision's RandomResizedCrop.get_params, all images at once and without waiting for the device.
+    """The boxes of torchvision's RandomResizedCrop.get_params, all images at once.
 
     Args:
         uniform: (N, DRAWS) float64 in [0, 1).
@@ -56,31 +56,23 @@ def _largest(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def resized_crop(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """A random resized crop of each image, with a box of its own.
+def draw(images: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """A box for each of so many images of height x width pixels, from a generator on the CPU: (N, 4) as `boxes`."""
+    return boxes(torch.rand(images, DRAWS, generator=generator, dtype=torch.float64), height, width)
+
+
+def resized_crop(x: Tensor, box: Tensor, side: int) -> Tensor:
+    """Each image's box, resized to side x side pixels; pixels outside of the box have no part in it.
 
     Sampled bilinearly, without antialiasing: boxes of images stored at 8/7 of `side` are at most that much too large.
 
     Args:
         x: (N, C, H, W) uint8; it is left as it is.
+        box: (N, 4) int64: top, left, height, width; on x's device.
         side: of the result, in pixels.
-        generator: on x's device.
 
     Returns:
         (N, C, side, side) uint8.
-    """
-    n, _, height, width = x.shape
-    uniform = torch.rand(n, DRAWS, generator=generator, device=x.device, dtype=torch.float64)
-    return sampled(x, boxes(uniform, height, width), side)
-
-
-def sampled(x: Tensor, box: Tensor, side: int) -> Tensor:
-    """Each image's box, resized to side x side pixels; pixels outside of the box have no part in it.
-
-    Args:
-        x: (N, C, H, W) uint8.
-        box: (N, 4) int64: top, left, height, width.
-        side: of the result, in pixels.
     """
     grid = torch.stack(
         torch.broadcast_tensors(

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,24 @@ class Streamed(Images):
     def side(self) -> int:
         return self.files.side
 
-    def batches(self, index: Sequence[Tensor], *, crop_seed: int | None = None) -> Iterator[Tensor]:
-        """See `Images.batches`. A crop is a function of the seed and the image's position, whatever the order."""
-        return self.files.batches(_Pass(self.rows, index, crop_seed))
+    def batches(
+        self,
+        index: Sequence[Tensor],
+        *,
+        crop_seed: int | None = None,
+        parts: Sequence[slice] | None = None,
+        together: int = 1,
+    ) -> Iterator[Tensor]:
+        """See `Images.batches`. A crop is a function of the seed and the image's position, whatever the order.
+
+        Only the parts are decoded. Several batches together are a copy: they come from the processes one by one.
+        """
+        if parts is not None:
+            index = [batch[part] for batch, part in zip(index, parts, strict=True)]
+        found = self.files.batches(_Pass(self.rows, index, crop_seed))
+        if together == 1:
+            return found
+        return (torch.cat([batch, *islice(found, together - 1)]) for batch in found)
 
 
 class _Pass(Sequence[Wanted]):

@@ -76,7 +76,7 @@ def test_a_batch_is_torchvisions_autoaugment_of_each_image(policy, channels, hei
     choices = draw(len(x), policy, generator)
     expected = one_by_one(x, choices)
     assert torch.equal(apply(x, choices), expected)
-    assert torch.equal(autoaugment(x, policy, again()), expected)
+    assert torch.equal(autoaugment(x, choices), expected)
     assert (expected != x).flatten(1).any(1).float().mean() > 0.5
 
 
@@ -126,13 +126,12 @@ def test_cifar_images_are_torchvisions(cifar_root):
 def test_a_gpu_gives_the_pixels_of_the_cpu_and_the_host_does_not_wait(policy, channels, generator):
     x = images(500, channels)
     choices = draw(len(x), policy, generator)
-    there = Choices(policy, choices.sub_policy.cuda(), choices.applied.cuda(), choices.negative.cuda())
-    pixels, drawing = x.cuda(), torch.Generator("cuda").manual_seed(0)
-    autoaugment(pixels, policy, drawing)  # the first batch makes what is kept, and waits for it
+    there = Choices.of(policy, choices.rows().cuda())
+    pixels = x.cuda()
+    apply(pixels, there)  # the first batch makes what is kept, and waits for it
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = apply(pixels, there)
-        autoaugment(pixels, policy, drawing)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found.cpu(), apply(x, choices))
@@ -155,7 +154,7 @@ def test_nothing_applied_leaves_every_image_as_it_is(generator):
 def test_the_batch_given_is_left_as_it_was(generator):
     x = images()
     before = x.clone()
-    found = autoaugment(x, "cifar10", generator)
+    found = autoaugment(x, draw(len(x), "cifar10", generator))
     assert torch.equal(x, before)
     assert found.data_ptr() != x.data_ptr()
 
@@ -176,7 +175,7 @@ def test_memory_layout_does_not_matter(sort):
 def test_an_empty_batch_and_a_batch_of_one_work(n, channels, generator):
     x = images(max(n, 1), channels)[:n]
     for _ in range(20):
-        found = autoaugment(x, "imagenet", generator)
+        found = autoaugment(x, draw(n, "imagenet", generator))
         assert (found.shape, found.dtype) == (x.shape, torch.uint8)
 
 
@@ -188,19 +187,30 @@ def test_images_do_not_depend_on_the_rest_of_their_batch(generator):
     assert torch.equal(apply(x[some], alone), apply(x, choices)[some])
 
 
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_choices_are_the_same_put_into_rows_and_taken_out(n, generator):
+    choices = draw(n, "svhn", generator)
+    again = Choices.of("svhn", choices.rows())
+    assert choices.rows().shape == (5, n)
+    for key in ("sub_policy", "applied", "negative"):
+        assert torch.equal(getattr(again, key), getattr(choices, key))
+        assert getattr(again, key).dtype == getattr(choices, key).dtype
+
+
 def test_one_seed_gives_one_batch():
-    x = images()
-    assert torch.equal(autoaugment(x, "svhn", again(5)), autoaugment(x, "svhn", again(5)))
-    assert not torch.equal(autoaugment(x, "svhn", again(5)), autoaugment(x, "svhn", again(6)))
+    def drawn(seed):
+        return autoaugment(images(), draw(64, "svhn", again(seed)))
+
+    assert torch.equal(drawn(5), drawn(5))
+    assert not torch.equal(drawn(5), drawn(6))
 
 
 def test_the_number_of_draws_depends_on_the_number_of_images_alone():
     after = set()
     for policy in POLICIES:
-        for channels in (1, 3):
-            generator = again(7)
-            autoaugment(images(50, channels), policy, generator)
-            after.add(bytes(generator.get_state().numpy()))
+        generator = again(7)
+        draw(50, policy, generator)
+        after.add(bytes(generator.get_state().numpy()))
     assert len(after) == 1
 
 
@@ -235,18 +245,18 @@ def test_operations_are_applied_with_their_probability_and_independently(policy,
 )
 def test_what_is_no_batch_of_grey_or_rgb_images_is_refused_in_one_line(x, words, generator):
     with pytest.raises(ValueError, match=words) as refusal:
-        autoaugment(x, "cifar10", generator)
+        autoaugment(x, draw(len(x), "cifar10", generator))
     assert "\n" not in str(refusal.value)
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones(generator):
     with pytest.raises(ValueError, match=r"unknown AutoAugment policy 'cifar' \(known: cifar10, imagenet, svhn\)"):
-        autoaugment(images(2), "cifar", generator)
+        draw(2, "cifar", generator)
 
 
 def test_a_fill_that_is_no_pixel_value_is_refused(generator):
     with pytest.raises(ValueError, match="fill 256 is not a pixel value, 0 to 255"):
-        autoaugment(images(2), "svhn", generator, fill=256)
+        autoaugment(images(2), draw(2, "svhn", generator), fill=256)
 
 
 def test_choices_for_another_number_of_images_are_refused(generator):

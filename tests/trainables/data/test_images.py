@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainables.data.images import Resident, centred, stored_side
-from trainables.data.resized_crop import resized_crop
+from trainables.data.resized_crop import draw, resized_crop
 
 
 @pytest.fixture
@@ -46,10 +46,36 @@ def test_crops_are_drawn_once_for_the_epoch_from_the_whole_stored_image(pixels):
     images = Resident(pixels, LABELS, 14)
     index = torch.randperm(30).split(8)
     generator = torch.Generator().manual_seed(9)
-    expected = [resized_crop(pixels[batch], 14, generator) for batch in index]
+    expected = [resized_crop(pixels[batch], draw(len(batch), 16, 16, generator), 14) for batch in index]
     found = list(images.batches(index, crop_seed=9))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.equal(found[0], next(images.batches(index, crop_seed=10)))
+
+
+@pytest.mark.parametrize("crop_seed", [None, 9])
+@pytest.mark.parametrize("together", [1, 2, 3, 9])
+def test_parts_and_batches_together_are_of_the_images_given_out_batch_by_batch(pixels, crop_seed, together):
+    rows = torch.randperm(30, generator=torch.Generator().manual_seed(2))
+    images = Resident(pixels, LABELS, 14, rows)
+    index = torch.arange(30).split(7)
+    parts = [slice(0, 3), slice(5, 7), slice(0, 0), slice(1, 7), slice(0, 1)]
+    whole = list(images.batches(index, crop_seed=crop_seed))
+    expected = [batch[part] for batch, part in zip(whole, parts, strict=True)]
+    found = list(images.batches(index, crop_seed=crop_seed, parts=parts, together=together))
+    assert len(found) == -(-5 // together)
+    for i, batches in enumerate(found):
+        assert torch.equal(batches, torch.cat(expected[i * together : (i + 1) * together]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_crops_the_boxes_of_the_cpu(pixels):
+    images, index = Resident(pixels, LABELS, 14), torch.arange(30).split(8)
+    found = torch.cat(list(images.to("cuda").batches(index, crop_seed=9))).cpu()
+    expected = torch.cat(list(images.batches(index, crop_seed=9)))
+    # Rounded to whole grey levels by either: a sum at half a level may go either way.
+    assert int((found.int() - expected.int()).abs().max()) <= 1
+    assert float((found != expected).float().mean()) < 0.01
 
 
 def test_what_is_taken_is_a_copy(pixels):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode, v2
 
-from trainables.data.resized_crop import DRAWS, boxes, resized_crop, sampled
+from trainables.data.resized_crop import DRAWS, boxes, draw, resized_crop
 
 
 def uniform(n, seed=0):
@@ -68,7 +68,7 @@ def test_pixels_are_torchvisions_bilinear_ones_to_a_grey_level(shape, side):
     x = torch.randint(0, 256, (12, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     before = x.clone()
     box = boxes(uniform(12), *shape)
-    found = sampled(x, box, side)
+    found = resized_crop(x, box, side)
     assert found.dtype == torch.uint8
     assert torch.equal(x, before)
     for i, (top, left, height, width) in enumerate(box.tolist()):
@@ -82,20 +82,20 @@ def test_pixels_are_torchvisions_bilinear_ones_to_a_grey_level(shape, side):
 
 def test_a_box_of_the_whole_image_gives_the_image():
     x = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(sampled(x, torch.tensor([[0, 0, 8, 8]] * 2), 8), x)
+    assert torch.equal(resized_crop(x, torch.tensor([[0, 0, 8, 8]] * 2), 8), x)
 
 
 def test_pixels_beside_the_box_have_no_part_in_it():
     x = torch.full((1, 3, 20, 20), 255, dtype=torch.uint8)
     x[:, :, 5:12, 6:11] = 40
-    assert (sampled(x, torch.tensor([[5, 6, 7, 5]]), 16) == 40).all()
+    assert (resized_crop(x, torch.tensor([[5, 6, 7, 5]]), 16) == 40).all()
 
 
 def test_every_image_has_a_crop_of_its_own_and_one_seed_gives_one_batch():
     x = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(32, -1, -1, -1)
 
     def crops(seed):
-        return resized_crop(x, 28, torch.Generator().manual_seed(seed))
+        return resized_crop(x, draw(32, 32, 32, torch.Generator().manual_seed(seed)), 28)
 
     assert torch.equal(crops(0), crops(0))
     assert not torch.equal(crops(0), crops(1))

@@ -64,6 +64,18 @@ def test_batches_are_the_decoded_files_whatever_the_number_of_processes(pictures
     images.files.close()
 
 
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_parts_and_batches_together_are_of_the_images_given_out_batch_by_batch(pictures, together):
+    images = streamed(pictures, 1)
+    index, parts = torch.arange(12).split(5), [slice(1, 4), slice(0, 0), slice(0, 2)]
+    expected = [batch[part] for batch, part in zip(images.batches(index, crop_seed=3), parts, strict=True)]
+    found = list(images.batches(index, crop_seed=3, parts=parts, together=together))
+    assert len(found) == -(-3 // together)
+    for i, batches in enumerate(found):
+        assert torch.equal(batches, torch.cat(expected[i * together : (i + 1) * together]))
+    images.files.close()
+
+
 def test_one_set_of_processes_serves_all_splits_and_epochs(pictures):
     files = files_of(pictures, 1)
     parts = [Streamed(files, np.array(rows), torch.tensor(rows)) for rows in ([0, 1, 2], [3, 4])]

@@ -38,27 +38,27 @@ from typing import TYPE_CHECKING
 from trainables.data.autoaugment.policies import POLICIES
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from trainables.data.autoaugment.choices import Choices
 
 __all__ = ["POLICIES", "autoaugment"]
 
 
-def autoaugment(x: Tensor, policy: str, generator: torch.Generator, fill: int = 0) -> Tensor:
-    """Apply to each image a sub-policy of its own.
+def autoaugment(x: Tensor, choices: Choices, fill: int = 0) -> Tensor:
+    """Apply to each image the sub-policy that was drawn for it.
 
     Args:
         x: (N, C, H, W) uint8, C 1 (grey) or 3 (RGB); left as it is.
-        policy: `cifar10`, `imagenet` or `svhn`.
-        generator: on x's device. The number of draws depends on N alone.
+        choices: of N images, on x's device: `choices.draw(n, policy, generator)`.
         fill: value of pixels that a shear, translation or rotation brings in from outside.
 
     Returns:
         (N, C, H, W) uint8.
 
     Raises:
-        ValueError: there is no such policy, or x is no batch of grey or RGB images.
+        ValueError: x is no batch of grey or RGB images, or choices are for another number of them.
     """
-    from trainables.data.autoaugment import choices
+    from trainables.data.autoaugment.choices import apply
 
-    return choices.autoaugment(x, policy, generator, fill)
+    return apply(x, choices, fill)

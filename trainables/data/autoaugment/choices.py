@@ -29,9 +29,18 @@ class Choices:
     applied: Tensor
     negative: Tensor
 
+    def rows(self) -> Tensor:
+        """(5, N) int64: the same numbers in one tensor, for `of`."""
+        return torch.cat([self.sub_policy[None], self.applied, self.negative])
+
+    @classmethod
+    def of(cls, policy: str, rows: Tensor) -> Choices:
+        """What `rows` was made of."""
+        return cls(policy, rows[0], rows[1:3] == 1, rows[3:5] == 1)
+
 
 def draw(n: int, policy: str, generator: torch.Generator) -> Choices:
-    """Draw for `n` images, from the generator and on its device; as many draws whatever comes out.
+    """Draw for `n` images, from a generator on the CPU; as many draws whatever comes out.
 
     As torchvision's AutoAugment: the sub-policy uniform, an operation carried out if a uniform draw from [0, 1) is not
     above its probability, either sign with 1/2.
@@ -39,10 +48,10 @@ def draw(n: int, policy: str, generator: torch.Generator) -> Choices:
     Raises:
         ValueError: there is no such policy.
     """
-    probability = _probabilities(policy, generator.device)
-    sub_policy = torch.randint(probability.shape[1], (n,), generator=generator, device=generator.device)
-    uniform = torch.rand(2, n, generator=generator, device=generator.device)
-    sign = torch.randint(2, (2, n), generator=generator, device=generator.device)
+    probability = _probabilities(policy)
+    sub_policy = torch.randint(probability.shape[1], (n,), generator=generator)
+    uniform = torch.rand(2, n, generator=generator)
+    sign = torch.randint(2, (2, n), generator=generator)
     return Choices(policy, sub_policy, uniform <= probability[:, sub_policy], sign == 0)
 
 
@@ -76,17 +85,12 @@ def apply(x: Tensor, choices: Choices, fill: int = 0) -> Tensor:
     return x
 
 
-def autoaugment(x: Tensor, policy: str, generator: torch.Generator, fill: int = 0) -> Tensor:
-    """`draw` for the images of x, then `apply`."""
-    return apply(x, draw(len(x), policy, generator), fill)
-
-
-@functools.lru_cache(maxsize=16)
-def _probabilities(policy: str, device: torch.device) -> Tensor:
+@functools.cache
+def _probabilities(policy: str) -> Tensor:
     """(2, 25) float32."""
     if policy not in SUB_POLICIES:
         raise ValueError(f"unknown AutoAugment policy {policy!r} (known: {', '.join(POLICIES)})")
-    return torch.tensor([[step[1] for step in steps] for steps in SUB_POLICIES[policy]], device=device).T.contiguous()
+    return torch.tensor([[step[1] for step in steps] for steps in SUB_POLICIES[policy]]).T.contiguous()
 
 
 @functools.lru_cache(maxsize=16)
