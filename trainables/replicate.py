@@ -437,6 +437,11 @@ class Replicate:
         """How they are issued: `captured`, or `eager`, one operation after the other."""
         return "captured" if self.capturing else "eager"
 
+    @property
+    def recorded(self) -> int:
+        """Kinds of steps that are issued from a recording by now."""
+        return self._captured.recorded if self._captured else 0
+
     def take_remarks(self) -> list[str]:
         """What a person should know, since the last call, of how its steps are taken."""
         return self._captured.take_remarks() if self._captured else []

@@ -66,7 +66,7 @@ class SideBySide:
         self.was_together = self.together
         if self._tried is None and not self.together:
             return [replicate.train_epoch() for replicate in self.replicates]
-        rows, seconds = self._side_by_side() if self.together else self._in_turn()
+        rows, seconds = self.side_by_side() if self.together else self.in_turn()
         if self._tried is not None:
             self._tried.append(seconds)
             self._decide(self._tried)
@@ -108,7 +108,8 @@ class SideBySide:
             return False
         return True
 
-    def _in_turn(self) -> tuple[list[Row], float]:
+    def in_turn(self) -> tuple[list[Row], float]:
+        """An epoch of each, one after the other: the rows, and the seconds of the latter half of the steps."""
         rows, seconds = [], 0.0
         for replicate in self.replicates:
             epoch = replicate.begin_epoch()
@@ -120,7 +121,8 @@ class SideBySide:
             rows.append(replicate.end_epoch(epoch))
         return rows, seconds
 
-    def _side_by_side(self) -> tuple[list[Row], float]:
+    def side_by_side(self) -> tuple[list[Row], float]:
+        """An epoch of all at the same time: as `in_turn`."""
         if self._captured is None:
             recipe = self.replicates[0].recipe
             precision = DTYPES.get(recipe.precision, torch.float64 if recipe.precision == "float64" else torch.float32)

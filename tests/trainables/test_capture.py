@@ -67,7 +67,7 @@ def test_recorded_steps_train_as_plain_ones_bit_for_bit(settings):
         assert all(equal(one[key], other[key]) for key in one)
     assert_same(plain, recorded)
     # All steps of the last epochs came from a recording: whole batches, watched and not, and the short one.
-    assert recorded._captured.recorded == 3
+    assert recorded.recorded == 3
     assert recorded.take_remarks() == []
 
 

@@ -1,0 +1,222 @@
+"""What has to be right on a device before anything about it is measured."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import davda54
+from benchmarks.gpu.suite import Suite, apart
+from trainables.recipe import Recipe
+from trainables.replicate import Replicate
+from trainables.side_by_side import SideBySide
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimiser": "sgd"},
+    "sam": {"optimiser": "sam"},
+    "asam": {"optimiser": "asam"},
+    "fsam": {"optimiser": "fsam"},
+    "fsam, m": {"optimiser": "fsam", "m": 32},
+    "natural": {"optimiser": "fsam", "natural_gradient": True},
+    "adamw": {"optimiser": "fsam", "base": "adamw", "lr": 1e-3},
+}
+
+#: How far apart two trainings of a few dozen steps may be, as a share of the way that they went: rounding, and what
+#: the network makes of it.
+ALLOWED = {"float64": 1e-8, "float32": 2e-2, "bfloat16": 0.3}
+
+
+def run(suite: Suite) -> None:
+    """All checks; each says its distance and what is allowed."""
+    sections = (captured, on_the_cpu_too, beside_davda54, side_by_side, half, augmentation, resumed, skipped, unread)
+    with deterministic():
+        for section in sections:
+            suite.attempt(f"check: {section.__name__.replace('_', ' ')}", 10, section, check=True)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Kernels that add in a fixed order, where cuDNN has a choice."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def settings(suite: Suite, **more: Any) -> dict[str, Any]:
+    """A recipe that trains in seconds: ResNet-20 on a GPU, the least network on a CPU."""
+    if suite.small:
+        base: dict[str, Any] = {"dataset": "digits", "model": "digits_cnn", "train_size": 200, "batch_size": 32}
+    else:
+        base = {"dataset": "cifar10" if suite.data_root else "synthetic", "batch_size": 128, "train_size": 1300}
+        base["model"] = "resnet20" if suite.data_root else "mlp"
+    return {**base, "augmentation": ["crop"], "epochs": 3, "lr": 0.05, "device": str(suite.device), **more}
+
+
+def replicate(suite: Suite, given: Mapping[str, Any], seed: int = 0) -> Replicate:
+    """On the suite's device steps are recorded, on a CPU too, unless `capture` is off."""
+    return Replicate(Recipe.of(given), seed, suite.data_root, recorder=suite.recorder())
+
+
+def state(trained: Replicate) -> list[Tensor]:
+    return [t.detach().clone() for t in (*trained.model.parameters(), *trained.model.buffers())]
+
+
+def captured(suite: Suite) -> None:
+    """Captured steps end where eager ones do, for every method, in float64 and in what trains fast."""
+    for precision in ("float64", "float32", "bfloat16"):
+        for name, method in METHODS.items() if precision != "float32" else (("fsam", METHODS["fsam"]),):
+            given = settings(suite, precision=precision, **method)
+            eager, whole = replicate(suite, {**given, "capture": "off"}), replicate(suite, given)
+            start = state(eager)
+            for _ in range(3):
+                eager.train_epoch()
+                whole.train_epoch()
+            told = whole.take_remarks()
+            recorded = whole.recorded
+            distance = apart(state(eager), state(whole), start) if not told and recorded else math.inf
+            suite.check(
+                f"captured = eager, {name}, {precision}", distance, ALLOWED[precision],
+                "; ".join(told) or f"{recorded} recordings",
+            )  # fmt: skip
+
+
+def on_the_cpu_too(suite: Suite) -> None:
+    """The device trains as the CPU does in float64: data, order, augmentation, both passes, update."""
+    for name in ("sam", "fsam"):
+        given = settings(suite, precision="float64", **METHODS[name], train_size=200, batch_size=32)
+        here, there = replicate(suite, given), replicate(suite, {**given, "device": "cpu", "capture": "off"})
+        start = state(there)
+        here.train_epoch()
+        there.train_epoch()
+        suite.check(f"device = CPU, {name}, float64", apart(state(here), state(there), start), 1e-8)
+
+
+def beside_davda54(suite: Suite) -> None:
+    """SAM in float64 is the SAM of an independent loop over the parameters."""
+    given = settings(suite, precision="float64", optimiser="sam", gamma=0.05, label_smoothing=0.0)
+    ours = replicate(suite, given)
+    network = copy.deepcopy(ours.model).train()
+    theirs = davda54.SAM(
+        network.parameters(), torch.optim.SGD, rho=0.05, lr=0.0, momentum=0.9, weight_decay=ours.recipe.weight_decay
+    )
+    start = state(ours)
+    for _ in range(2):
+        epoch = ours.begin_epoch()
+        for group in theirs.param_groups:
+            group["lr"] = epoch.lr
+        for batch in epoch.batches:
+            davda54.sam_step(network, theirs, F.cross_entropy, batch.x, batch.y)
+            ours.take(batch)
+        ours.end_epoch(epoch)
+    # BatchNorm's counters differ: that loop runs both passes in training mode.
+    mine = [t.detach() for t in ours.model.parameters()]
+    suite.check("SAM = davda54's, float64", apart(mine, list(network.parameters()), start[: len(mine)]), 1e-9)
+
+
+def side_by_side(suite: Suite) -> None:
+    """Seeds that are trained at the same time end where they do one after the other."""
+    for precision in ("float64", "bfloat16"):
+        given = settings(suite, precision=precision, **METHODS["fsam"])
+        recorder = suite.recorder()
+
+        def group(how: Any, given: dict[str, Any] = given, recorder: Any = recorder) -> SideBySide:
+            made = [Replicate(Recipe.of(given), seed, suite.data_root, recorder=recorder) for seed in range(3)]
+            return SideBySide(made, how, recorder)
+
+        turns, together = group("off"), group("on")
+        start = [t for r in turns.replicates for t in state(r)]
+        for _ in range(3):
+            turns.train_epoch()
+            together.train_epoch()
+        ends = [[t for r in g.replicates for t in state(r)] for g in (turns, together)]
+        told = together.take_remarks()
+        distance = math.inf if told else apart(ends[0], ends[1], start)
+        suite.check(f"side by side = in turn, {precision}", distance, ALLOWED[precision], "; ".join(told))
+
+
+def half(suite: Suite) -> None:
+    """bf16's gradient points where float32's does, and so does its loss."""
+    gradients, losses = [], []
+    for precision in ("float32", "bfloat16"):
+        trained = replicate(suite, settings(suite, precision=precision, optimiser="sgd", capture="off"))
+        batch = next(trained.begin_epoch().batches)
+        loss, _, *_ = trained.take(batch)
+        losses.append(float(loss))
+        gradients.append(
+            torch.cat([p.grad.flatten().double() for p in trained.model.parameters() if p.grad is not None])
+        )
+    cosine = float(F.cosine_similarity(gradients[0], gradients[1], dim=0))
+    suite.check("bf16's gradient beside float32's: 1 - cosine", 1 - cosine, 2e-2)
+    suite.check("bf16's loss beside float32's", abs(losses[1] / losses[0] - 1), 1e-2)
+
+
+def augmentation(suite: Suite) -> None:
+    """Every image is augmented as on the CPU, to the last grey level."""
+    given = settings(suite, augmentation=["crop", "flip", "autoaugment", "cutout"], precision="float32")
+    x = []
+    for device in (str(suite.device), "cpu"):
+        made = replicate(suite, {**given, "device": device, "capture": "off"})
+        x.append(torch.cat([batch.x.cpu() for batch in made.begin_epoch().batches]))
+    off = (x[0] - x[1]).abs().flatten(1).amax(1) > 1e-5
+    suite.check(
+        "augmented images that differ from the CPU's, a share", float(off.double().mean()), 0.0, f"{len(off)} images"
+    )
+
+
+def resumed(suite: Suite) -> None:
+    """An interrupted training goes on as if it had not been."""
+    given = settings(suite, precision="float32", **METHODS["fsam"])
+    whole, first, second = (replicate(suite, given) for _ in range(3))
+    start = state(whole)
+    for _ in range(3):
+        whole.train_epoch()
+    first.train_epoch()
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        second.train_epoch()
+    suite.check("resumed = uninterrupted, float32", apart(state(whole), state(second), start), ALLOWED["float32"])
+
+
+def skipped(suite: Suite) -> None:
+    """A gradient that is no number changes nothing and is counted, captured too."""
+    given = settings(suite, precision="float32", **METHODS["sam"])
+    trained = replicate(suite, given)
+    for _ in range(2):
+        trained.train_epoch()
+    before = [t.clone() for t in trained.model.parameters()]
+    batch = next(trained.begin_epoch().batches)
+    trained.take(batch._replace(x=batch.x * math.nan, watched=False))
+    moved = max(float((a - b).abs().max()) for a, b in zip(before, trained.model.parameters(), strict=True))
+    suite.check("a step without a gradient moves nothing", moved, 0.0)
+    suite.check("and is counted: off by", abs(trained.optimiser.skipped - 1), 0.0)
+
+
+def unread(suite: Suite) -> None:
+    """No step waits for the device, eager ones neither."""
+    if suite.device.type != "cuda":
+        suite.skip("check: no step waits", "a CPU has nothing to wait for; the tape refuses what does")
+        return
+    for capture in ("auto", "off"):
+        trained = replicate(suite, settings(suite, precision="bfloat16", capture=capture, **METHODS["fsam"]))
+        for _ in range(2):
+            trained.train_epoch()
+        batches = list(trained.begin_epoch().batches)[:4]
+        waits = 0.0
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in batches:
+                trained.take(batch)
+        except RuntimeError:
+            waits = 1.0
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        suite.check(f"steps that wait, capture {capture}", waits, 0.0)

@@ -1,0 +1,237 @@
+"""The benchmark's rows that need a GPU, each beside its peer in the same run. Ratios are medians of the rounds' own."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import davda54
+from benchmarks.gpu.suite import Suite, middle
+from trainables.recipe import Recipe
+from trainables.replicate import DTYPES, Replicate
+from trainables.side_by_side import SideBySide
+
+METHODS: dict[str, dict[str, Any]] = {
+    "SGD": {"optimiser": "sgd"},
+    "SAM": {"optimiser": "sam"},
+    "Fisher SAM": {"optimiser": "fsam"},
+}
+
+#: Crop and flip of the paper, in bf16: what a user of a GPU runs.
+FULL: dict[str, Any] = {
+    "dataset": "cifar10",
+    "augmentation": ["crop", "flip"],
+    "precision": "bfloat16",
+    "batch_size": 128,
+}
+SMALL: dict[str, Any] = {
+    "dataset": "digits", "augmentation": ["crop"], "precision": "bfloat16", "batch_size": 32, "train_size": 320,
+}  # fmt: skip
+
+#: Side of the square matrices whose product says what the device can do.
+MATRIX = 8192
+
+
+def run(suite: Suite) -> None:
+    """All rows, the surest first."""
+    suite.attempt("row: matrix product", 5, matrix_product)
+    suite.attempt("rows: steps of ResNet-20", 20, lambda s: steps(s, "resnet20"))
+    suite.attempt("rows: epoch of ResNet-20", 30, epoch)
+    suite.attempt("rows: augmentation", 10, augmentation)
+    suite.attempt("rows: eight seeds together", 30, together)
+    suite.attempt("rows: steps of WRN-28-10", 40, lambda s: steps(s, "wrn28_10"))
+    suite.attempt("row: kernels", 5, kernels)
+    for name in ("overhead of a trial", "a study of 90 replicates"):
+        suite.skip(f"row: {name}", "of Ray's: python -m benchmarks overhead ninety, where Ray is installed")
+
+
+def given(suite: Suite, model: str, **more: Any) -> Recipe:
+    """A recipe of the suite's scale."""
+    base = {**SMALL, "model": "digits_cnn"} if suite.small else {**FULL, "model": model}
+    return Recipe.of({**base, "epochs": 200, "device": str(suite.device), **more})
+
+
+def stepper(suite: Suite, recipe: Recipe) -> Callable[[], object]:
+    """The step of a recipe as it trains, captured, over and over on a few batches; what is called first records it."""
+    replicate = Replicate(recipe, 0, suite.data_root, recorder=suite.recorder())
+    batches = [b._replace(watched=False) for b in itertools.islice(replicate.begin_epoch().batches, 6)]
+    for batch in batches:
+        replicate.take(batch)
+    if told := replicate.take_remarks():
+        raise RuntimeError(told[0])
+    endless = itertools.cycle(batches)
+    return lambda: replicate.take(next(endless))
+
+
+def matrix_product(suite: Suite) -> None:
+    """The rate that the device reaches in bf16, which others are a share of."""
+    n = 256 if suite.small else MATRIX
+    a, b = (torch.randn(n, n, device=suite.device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = suite.timed({"product": lambda: a @ b}, rounds=5, repeats=10)["product"]
+    suite.row("bf16 matrix product", 2 * n**3 / median(seconds) / 1e12, "TFLOP/s", detail=f"{n} x {n}")
+
+
+def steps(suite: Suite, model: str) -> None:
+    """SAM beside SGD, Fisher SAM beside SAM and beside davda54's loop, and the share of the device's rate."""
+    runs = {name: stepper(suite, given(suite, model, **method)) for name, method in METHODS.items()}
+    runs["davda54"] = peer(suite, given(suite, model, optimiser="sam"))[0]
+    large = model == "wrn28_10"
+    seconds = suite.timed(runs, rounds=3 if suite.small else 7, repeats=2 if suite.small or large else 20)
+    goal = "<= 2.05" if large else "<= 2.10"
+    suite.row(f"{model}: SAM step / SGD step", middle(seconds["SAM"], seconds["SGD"]), "ratio", goal)
+    suite.row(f"{model}: Fisher SAM step / SAM step", middle(seconds["Fisher SAM"], seconds["SAM"]), "ratio", "<= 1.01")
+    suite.row(f"{model}: davda54's SAM step / our SAM step", middle(seconds["davda54"], seconds["SAM"]), "ratio")
+    for name, values in seconds.items():
+        suite.row(f"{model}: {name} step", 1e3 * median(values), "ms")
+    recipe = given(suite, model, optimiser="sam")
+    work = 2 * 6 * macs(suite, recipe) * recipe.batch_size
+    rate = work / median(seconds["SAM"]) / 1e12
+    suite.row(f"{model}: SAM's arithmetic", rate, "TFLOP/s", detail="6 operations a multiply-add, image and pass")
+    product = next((row.value for row in suite.rows if row.name == "bf16 matrix product"), None)
+    if product:
+        suite.row(f"{model}: SAM's arithmetic / matrix product", rate / product, "ratio", ">= 0.5" if large else "")
+
+
+def peer(suite: Suite, recipe: Recipe) -> tuple[Callable[[], object], Callable[[], object]]:
+    """davda54's loop given our precision, memory layout and batches on the device: a step, and an epoch."""
+    ours = Replicate(recipe.model_copy(update={"capture": "off"}), 0, suite.data_root)
+    network = Autocast(ours.model, DTYPES.get(recipe.precision)).train()
+    optimiser = davda54.SAM(
+        network.parameters(), torch.optim.SGD, rho=float(recipe.gamma or 0), lr=0.05, momentum=0.9, weight_decay=5e-4
+    )
+
+    def loss_of(logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+
+    def whole() -> None:
+        for batch in ours.begin_epoch().batches:
+            davda54.sam_step(network, optimiser, loss_of, batch.x, batch.y)
+
+    endless = itertools.cycle(list(itertools.islice(ours.begin_epoch().batches, 6)))
+
+    def step() -> None:
+        batch = next(endless)
+        davda54.sam_step(network, optimiser, loss_of, batch.x, batch.y)
+
+    return step, whole
+
+
+class Autocast(nn.Module):
+    """A network under autocast, its images in channels last, as `Replicate` calls it."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
+            logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
+def epoch(suite: Suite) -> None:
+    """An epoch of SAM, with its augmentation, beside the same by davda54's loop; evaluation by itself."""
+    recipe = given(suite, "resnet20", optimiser="sam")
+    replicate = Replicate(recipe, 0, suite.data_root, recorder=suite.recorder())
+    for _ in range(2):
+        replicate.train_epoch()
+    _, theirs = peer(suite, recipe)
+
+    def ours() -> None:
+        under_way = replicate.begin_epoch()
+        for batch in under_way.batches:
+            replicate.count(under_way, replicate.take(batch))
+
+    seconds = suite.timed({"ours": ours, "davda54": theirs}, rounds=3, repeats=1)
+    suite.row("ResNet-20: SAM epoch", median(seconds["ours"]), "s", "<= 0.4")
+    suite.row("ResNet-20: davda54's epoch / ours", middle(seconds["davda54"], seconds["ours"]), "ratio", ">= 8")
+    evaluation = suite.timed({"evaluate": lambda: replicate.evaluate("validation")}, rounds=5, repeats=1)["evaluate"]
+    images = len(replicate.data.validation)
+    suite.row("ResNet-20: evaluation", images / median(evaluation), "images/s", detail=f"{images} images")
+    suite.row("ResNet-20: evaluation / SAM epoch", median(evaluation) / median(seconds["ours"]), "ratio")
+
+
+def augmentation(suite: Suite) -> None:
+    """Crop, flip, AutoAugment and Cutout of an epoch, as a share of ResNet-20's and WRN-28-10's SAM epoch."""
+    names = ["crop", "flip", "autoaugment", "cutout"]
+    known = {row.name: row.value for row in suite.rows}
+    sam = known.get("ResNet-20: SAM epoch")
+    for which, some in (("crop and flip", names[:2]), ("AutoAugment, crop, flip, Cutout", names)):
+        recipe = given(suite, "resnet20", optimiser="sam", augmentation=some)
+        replicate = Replicate(recipe, 0, suite.data_root, recorder=suite.recorder())
+
+        def augment(replicate: Replicate = replicate) -> None:
+            for _ in replicate.begin_epoch().batches:
+                pass
+
+        seconds = median(suite.timed({"augment": augment}, rounds=3, repeats=1)["augment"])
+        suite.row(f"{which}: an epoch's images", len(replicate.data.train) / seconds, "images/s")
+        if sam:
+            suite.row(f"{which}, alone / ResNet-20's SAM epoch", seconds / sam, "ratio", "<= 0.15")
+
+
+def together(suite: Suite) -> None:
+    """Eight seeds side by side beside the same in turn: the steps of half an epoch, both captured."""
+    seeds = 2 if suite.small else 8
+    recipe = given(suite, "resnet20", optimiser="sam", **({} if suite.small else {"train_size": 12_800}))
+    recorder = suite.recorder()
+    made = [Replicate(recipe, seed, suite.data_root, recorder=recorder) for seed in range(seeds)]
+    group = SideBySide(made, "on", recorder)
+    turns, sides = [], []
+    for i in range(4):
+        turn, side = group.in_turn()[1], group.side_by_side()[1]
+        if i:  # the first of each records
+            turns.append(turn)
+            sides.append(side)
+    if told := group.take_remarks():
+        raise RuntimeError(told[0])
+    suite.row(f"{seeds} seeds in turn / side by side", middle(turns, sides), "ratio", ">= 3")
+
+
+def kernels(suite: Suite) -> None:
+    """Where the time of ResNet-20's captured SAM step goes, in a few lines for the record."""
+    if suite.device.type != "cuda":
+        suite.skip("row: kernels", "a CPU has none")
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    step = stepper(suite, given(suite, "resnet20", optimiser="sam"))
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(3):
+            step()
+        suite.wait()
+    by_name: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for event in profiled.events() or []:
+        by_name[event.name][0] += event.device_time_total / 3e3
+        by_name[event.name][1] += 1 / 3
+    for name, (milliseconds, count) in sorted(by_name.items(), key=lambda item: -item[1][0])[:8]:
+        suite.row(f"kernel {name[:60]}", milliseconds, "ms a step", detail=f"{count:.0f} a step")
+    suite.row("kernels of a captured SAM step", sum(count for _, count in by_name.values()), "launches")
+
+
+def macs(suite: Suite, recipe: Recipe) -> int:
+    """Multiply-adds of one image's forward pass, in convolutions and linear layers."""
+    found = 0
+
+    def count(layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal found
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        found += out.numel() * weight[0].numel()
+
+    replicate = Replicate(recipe, 0, suite.data_root)
+    layers = [m for m in replicate.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    replicate.model.eval()
+    with torch.no_grad():
+        replicate.model(next(iter(replicate.begin_epoch().batches)).x[:1].to(torch.get_default_dtype()))
+    for hook in hooks:
+        hook.remove()
+    return found
