@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 UV := .tools/bin/uv
 
-.PHONY: study test test-long lint types setup lock benchmark clean
+.PHONY: study test test-long lint types setup lock benchmark gpu-check clean
 
 study: setup  ## train the gamma x eta grid of Fisher SAM on digits, and draw its heatmap
 	$(BIN)/study run studies/digits_sensitivity.yaml
@@ -41,6 +41,9 @@ lock: $(VENV)/.installed  ## take the newest versions that pyproject.toml allows
 
 benchmark: setup  ## what the control plane and a step cost, beside a plain loop
 	$(BIN)/python -m benchmarks
+
+gpu-check: setup  ## on a GPU: correctness, then speed, then a study, in eight minutes; on a CPU everything small
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) .tools

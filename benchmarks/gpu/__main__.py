@@ -75,6 +75,8 @@ def _table(suite: Suite) -> str:
     lines += [f"  FAILED {check.name}: {check.distance:.1e}, allowed {check.allowed:.0e}" for check in failed]
     shown = [row for row in suite.rows if row.goal]
     width = max((len(row.name) for row in shown), default=0)
+    if suite.small:
+        lines.append("  everything was small, on a CPU: figures say nothing of a GPU")
     lines += [f"  {row.name.ljust(width)}  {row.value:9.4g} {row.unit:6} goal {row.goal}" for row in shown]
     lines += [f"  skipped {name}: {reason}" for name, reason in suite.skipped]
     return "\n".join(lines)

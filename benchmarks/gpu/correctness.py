@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from benchmarks import davda54
 from benchmarks.gpu.suite import Suite, apart
+from benchmarks.operations import Operations
+from benchmarks.tape import WAITING
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate
 from trainables.side_by_side import SideBySide
@@ -192,18 +194,24 @@ def skipped(suite: Suite) -> None:
     trained = replicate(suite, given)
     for _ in range(2):
         trained.train_epoch()
-    before = [t.clone() for t in trained.model.parameters()]
+    before = [t.detach().clone() for t in trained.model.parameters()]
     batch = next(trained.begin_epoch().batches)
     trained.take(batch._replace(x=batch.x * math.nan, watched=False))
-    moved = max(float((a - b).abs().max()) for a, b in zip(before, trained.model.parameters(), strict=True))
+    moved = max(float((a - b.detach()).abs().max()) for a, b in zip(before, trained.model.parameters(), strict=True))
     suite.check("a step without a gradient moves nothing", moved, 0.0)
     suite.check("and is counted: off by", abs(trained.optimiser.skipped - 1), 0.0)
 
 
 def unread(suite: Suite) -> None:
-    """No step waits for the device, eager ones neither."""
+    """No step waits for the device, eager ones neither: by the operations that one issues, and by CUDA's own word."""
+    trained = replicate(suite, settings(suite, precision="bfloat16", capture="off", **METHODS["fsam"]))
+    first, second = list(trained.begin_epoch().batches)[:2]
+    trained.take(first)
+    with (operations := Operations()):
+        trained.take(second)
+    waiting = sum(count for name, count in operations.by_name.items() if name.startswith(WAITING))
+    suite.check("operations of an eager step that wait", waiting, 0.0, f"of {operations.total}")
     if suite.device.type != "cuda":
-        suite.skip("check: no step waits", "a CPU has nothing to wait for; the tape refuses what does")
         return
     for capture in ("auto", "off"):
         trained = replicate(suite, settings(suite, precision="bfloat16", capture=capture, **METHODS["fsam"]))

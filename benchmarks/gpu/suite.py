@@ -99,7 +99,8 @@ class Suite:
         print(f"{mark} {name}: {distance:.1e} (allowed {allowed:.0e}){'; ' + detail if detail else ''}", flush=True)
 
     def row(self, name: str, value: float, unit: str, goal: str = "", detail: str = "") -> None:
-        """Take note of a figure, and say it."""
+        """Take note of a figure, and say it. The goals are a GPU's."""
+        goal = "" if self.small else goal
         self.rows.append(Row(name, value, unit, goal, detail))
         print(f"     {name}: {value:.4g} {unit}{f' (goal {goal})' if goal else ''}", flush=True)
 
