@@ -50,8 +50,8 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(few=10, many=100, rounds=3)
-QUICK = Scale(few=2, many=8, rounds=1)
+FULL = Scale(few=10, many=100, rounds=5)
+QUICK = Scale(few=2, many=20, rounds=1)
 
 
 def run(quick: bool) -> Result:
@@ -126,7 +126,8 @@ def measure(scale: Scale) -> Result:
         counts={"trials, few": scale.few, "trials, many": scale.many},
         notes=(
             "A further trial: (wall of many - wall of few) / (many - few), the walls of whole processes, as many "
-            "trials at a time as there are cores. Alike for all.",
+            "trials at a time as there are cores. Alike for all. Where the starts of two processes differ by more "
+            "(on a busy machine, in a quick run) it means nothing, and may be below zero.",
             "Ours: the command `study run`, a cell of one seed each, with provenance, records, a checkpoint of every "
             "trial and the merging at the end, no report; its trials really make and train a network for one epoch of "
             "one batch, validate and test it, which is not subtracted. Without training: the same command, workers and "

@@ -54,6 +54,7 @@ def test_a_study_that_is_not_complete_is_no_measurement(tmp_path):
         overhead._check(tmp_path, 2)
 
 
+@pytest.mark.long
 def test_the_peers_function_reports_each_epoch_of_each_trial(tmp_path):
     template, _ = fresh("benchmarks.made_up", "template")
     given = {"trials": 2, "epochs": 3, "cpus": 2, "loggers": True, "storage": str(tmp_path), "name": "peer"}
