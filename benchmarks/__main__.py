@@ -13,8 +13,11 @@ from benchmarks.record import RECORDS, document, load_average, save, table
 #: What can be run: a module of this package with `run(quick: bool) -> Result`, and a line for people.
 BENCHMARKS = {
     "steps": "seconds and operations per optimiser step: ours beside davda54's loop (some ten minutes; quick: one)",
+    "epoch": "a SAM epoch of ResNet-20 on one core: ours beside a davda54-style loop (some ten minutes; quick: one)",
     "augmentation": "images augmented per second: ours beside torchvision on PIL images (a minute; quick: seconds)",
     "control_plane": "a study's wall time beside the training in it (some ten minutes; quick: three)",
+    "ninety": "90 replicates: a study beside its training, and beside plain Ray Tune (an hour; quick: two minutes)",
+    "overhead": "what a trial costs that does nothing: ours beside plain Ray Tune (some thirty minutes; quick: two)",
     "bookkeeping": "ten thousand trials' records: results a second, plan, status, resume; beside plain Ray Tune",
     "replay": "decisions of ASHA a second: the audit's replay beside Ray's scheduler and study.asha (seconds)",
     "soak": "a thousand tiny trials while workers and drivers are killed: time, memory, epochs lost",

@@ -105,11 +105,11 @@ def measure(scale: Scale) -> Result:
             "tiny, few": (few, ON_CPU),
             "tiny, many": (many, ON_CPU),
         }
-        beside = {name: _beside_training(*study) for name, study in studies.items()}
+        beside = {name: beside_training(*study) for name, study in studies.items()}
         for i in range(scale.rounds):
             for name, (file, overrides) in studies.items():
                 storage = Path(scratch) / f"{name.replace(', ', '-')}-{i}"
-                ran[name].append(_run(file, overrides, storage, cores, beside[name]))
+                ran[name].append(run_study(file, overrides, storage, cores, beside[name]))
     return Result(
         settings={**asdict(scale), "cores": cores, "device": "cpu", "tiny": "synthetic, mlp, sam, one seed a trial"},
         ratios=_ratios(ran["digits"]),
@@ -185,8 +185,11 @@ class Beside:
         return self.build + epochs * self.validation + self.test
 
 
-def _beside_training(file: Path, overrides: Sequence[str]) -> Beside:
-    """Timed on one thread in this process. The cells of these studies share their network and data."""
+def beside_training(file: Path, overrides: Sequence[str]) -> Beside:
+    """What a replicate of a study takes beside its training, timed on one thread in this process.
+
+    The first cell's: the cells of these studies share their network and data.
+    """
     with tempfile.TemporaryDirectory() as nowhere:
         plan = make_plan(Study.load(file, overrides), StudyFolder(str(Path(nowhere) / "none")))
     recipe: Recipe = plan.todo[0].cell.recipe
@@ -207,7 +210,19 @@ def _beside_training(file: Path, overrides: Sequence[str]) -> Beside:
     return Beside(**{what: median(values) for what, values in seconds.items()})
 
 
-def _run(file: Path, overrides: Sequence[str], storage: Path, cores: int, beside: Beside) -> Ran:
+def run_study(file: Path, overrides: Sequence[str], storage: Path, cores: int, beside: Beside) -> Ran:
+    """`study run FILE` once, without a report.
+
+    Args:
+        file: the study's.
+        overrides: `--set`, each.
+        storage: a new folder, to hold the study's.
+        cores: CPUs of its Ray.
+        beside: see `beside_training`.
+
+    Raises:
+        RuntimeError: it failed, or a replicate did not end.
+    """
     command = [sys.executable, "-m", "study", "run", str(file), "--storage", str(storage), "--cpus", str(cores)]
     command += ["--no-report", *(word for override in overrides for word in ("--set", override))]
     begun = time.perf_counter()

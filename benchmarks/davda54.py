@@ -2,7 +2,8 @@
 
 Written here from its published interface and behaviour: a loop over the parameters in Python, a norm stacked from the
 parameters' own, weights put back by assigning `p.data`, the running statistics switched off for the second pass by
-setting BatchNorm's momentum to zero, and the base optimiser as torch gives it by default.
+setting BatchNorm's momentum to zero, and the base optimiser as torch gives it by default. Fisher SAM is not published
+there: `FisherSAM` is what one writes who has this loop and the paper.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class SAM(Optimizer):
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """w + rho g / |g|."""
+        """w + rho D g / sqrt(g . D g)."""
         norm = self._grad_norm()
         for group in self.param_groups:
             scale = group["rho"] / (norm + 1e-12)
@@ -37,8 +38,7 @@ class SAM(Optimizer):
                 if p.grad is None:
                     continue
                 self.state[p]["old_p"] = p.data.clone()
-                # The published line multiplies by 1.0 where it is not adaptive.
-                p.add_(1.0 * p.grad * scale.to(p))
+                p.add_(self._diagonal(p, group) * p.grad * scale.to(p))
         if zero_grad:
             self.zero_grad()
 
@@ -59,7 +59,7 @@ class SAM(Optimizer):
         return torch.norm(
             torch.stack(
                 [
-                    (1.0 * p.grad).norm(p=2).to(device)
+                    (self._root(p, group) * p.grad).norm(p=2).to(device)
                     for group in self.param_groups
                     for p in group["params"]
                     if p.grad is not None
@@ -67,6 +67,32 @@ class SAM(Optimizer):
             ),
             p=2,
         )
+
+    def _diagonal(self, p: Tensor, group: dict[str, Any]) -> Tensor | float:
+        """D: the published lines multiply by 1.0 where they are not adaptive."""
+        return 1.0
+
+    def _root(self, p: Tensor, group: dict[str, Any]) -> Tensor | float:
+        """sqrt(D)."""
+        return 1.0
+
+
+class FisherSAM(SAM):
+    """The same loop in the paper's ellipsoid: D = 1 / (1 + eta g^2), eqs 10 and 12."""
+
+    def __init__(
+        self, params: Iterable[Tensor], base_optimizer: type[Optimizer], rho: float, eta: float, **settings: Any
+    ) -> None:
+        super().__init__(params, base_optimizer, rho, **settings)
+        for group in self.param_groups:
+            group["eta"] = eta
+
+    def _diagonal(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        assert p.grad is not None  # those without are passed over
+        return 1 / (1 + group["eta"] * p.grad**2)
+
+    def _root(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        return self._diagonal(p, group).sqrt()
 
 
 def sam_step(model: nn.Module, optimiser: SAM, loss_of: Loss, x: Tensor, y: Tensor) -> Tensor:

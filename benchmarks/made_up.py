@@ -6,9 +6,11 @@ Their numbers are drawn anew for each row: equal ones would be packed to nothing
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trainables.recipe import Recipe
@@ -87,3 +89,20 @@ def grid(cells: int) -> dict[str, list[float]]:
         "gamma": [round(0.001 * (i + 1), 3) for i in range(rows)],
         "eta": [round(0.001 * (i + 1), 3) for i in range(cells // rows)],
     }
+
+
+def study_file(scratch: Path, name: str, cells: int, epochs: int, *, asha: bool = False) -> str:
+    """A study of many cells with next to nothing to train; returns its file, in `scratch`."""
+    content: dict[str, Any] = {
+        "name": name,
+        "question": "What does the bookkeeping cost?",
+        "recipe": {**RECIPE, "epochs": epochs, "device": "cpu"},
+        "grid": grid(cells),
+        "seeds": [0],
+        "resources": {"cpu": 1, "gpu": 0},
+    }
+    if asha:
+        content["scheduler"] = {"name": "asha"}
+    file = scratch / f"{name}.yaml"
+    file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
+    return str(file)

@@ -1,7 +1,8 @@
 """The peer: Ray Tune as its manual has it, with the loggers that it brings (CSV, JSON, TensorBoard).
 
 A class trainable, warm actors (`reuse_actors`), one report an epoch with the metrics that ours has in a row, nothing
-printed, no checkpoints: the cheapest way to run many short trials with Tune. Each function here is for a process of
+printed, no checkpoints: the cheapest way to run many short trials with Tune. Or a function trainable with an actor of
+its own for each trial, Tune's default and the usual way. Each function here is for a process of
 its own, since Tune reads its environment when it is imported.
 """
 
@@ -17,7 +18,14 @@ Metrics = dict[str, Any]
 
 
 def run(
-    trials: int, epochs: int, cpus: int, loggers: bool, storage: str, name: str, template: list[Any]
+    trials: int,
+    epochs: int,
+    cpus: int,
+    loggers: bool,
+    storage: str,
+    name: str,
+    template: list[Any],
+    as_function: bool = False,
 ) -> dict[str, float]:
     """Run an experiment whose trials do nothing.
 
@@ -29,13 +37,12 @@ def run(
         storage: where the experiment's folder `name` goes.
         name: of the experiment.
         template: of the metrics, see `made_up.template`.
+        as_function: a function trainable and no reuse of actors, in place of the class and warm actors.
 
     Returns:
         What `Stopwatch.read` says of the driver, and the wall seconds of `fit`.
     """
-    if not loggers:
-        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    tunes_environment(loggers)
     import ray
     from ray import tune
 
@@ -51,9 +58,12 @@ def run(
     try:
         began = time.perf_counter()
         found = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trainable(), template=template, epochs=epochs), {"cpu": 1}),
+            tune.with_resources(
+                tune.with_parameters(nothing if as_function else trainable(), template=template, epochs=epochs),
+                {"cpu": 1},
+            ),
             param_space={"gamma": tune.grid_search([round(0.001 * (i + 1), 3) for i in range(trials)])},
-            tune_config=tune.TuneConfig(reuse_actors=True),
+            tune_config=tune.TuneConfig(reuse_actors=not as_function),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=storage,
@@ -79,7 +89,7 @@ def restore(storage: str, name: str, cpus: int, template: list[Any]) -> dict[str
         Wall seconds to `restore`, and until `fit` has found that nothing is missing (`nothing`) and has read every
         trial's results as frames, as it does unasked; the `rows` of these.
     """
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    tunes_environment()
     import ray
     from ray import tune
 
@@ -96,6 +106,18 @@ def restore(storage: str, name: str, cpus: int, template: list[Any]) -> dict[str
         return {"restore": restored - began, "nothing": nothing - restored, "rows": rows}
     finally:
         ray.shutdown()
+
+
+def tunes_environment(loggers: bool = True) -> None:
+    """Set Tune up before it is imported: as it comes, but quiet, and without its loggers if that is asked.
+
+    This project's own runs switch the loggers off in the environment, which a process inherits from who starts it.
+    """
+    for name in [name for name in os.environ if name.startswith("TUNE_")]:
+        del os.environ[name]
+    if not loggers:
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 
 def trainable() -> Any:
@@ -116,6 +138,17 @@ def trainable() -> Any:
             return {**row, "done": self.iteration + 1 >= self.epochs}
 
     return Nothing
+
+
+def nothing(config: dict[str, Any], template: list[Any], epochs: int) -> None:
+    """The function of trials that do nothing."""
+    from ray import tune
+
+    from benchmarks.made_up import MadeUp
+
+    made_up = MadeUp(template)
+    for epoch in range(1, epochs + 1):
+        tune.report(made_up.row(0, epoch))
 
 
 def log_alone(trials: int, epochs: int, at_once: int, storage: str, template: list[Any]) -> dict[str, float]:

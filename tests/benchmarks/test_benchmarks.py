@@ -16,6 +16,8 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.control_plane import Beside, Ran, _ran, further_trial
 from benchmarks.operations import Operations
 from trainables.models import build
+from trainables.recipe import Recipe
+from trainables.replicate import Replicate
 
 SMALLEST = steps.Plan(
     (steps.Case("digits_cnn", 8, 1, 8, rounds=3, repeats=5),),
@@ -48,6 +50,20 @@ def _train(model, layout, contender):
 def test_ours_and_the_peer_take_the_same_steps_in_float64(layout, ours, peer):
     model = _digits_network()
     assert _train(model, layout, ours) == pytest.approx(_train(model, "contiguous", peer), rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", [None, "sam", "fsam"])
+def test_our_contender_has_the_optimiser_that_a_replicate_makes(metric):
+    network = _digits_network()
+    recipe = {"dataset": "digits", "model": "digits_cnn", "optimiser": metric or "sgd", "device": "cpu"}
+    knobs = {"gamma": steps.GAMMA, "eta": steps.ETA}
+    used = {"sam": ("gamma",), "fsam": ("gamma", "eta")}.get(metric, ())
+    recipe |= {"lr": steps.BASE["lr"], **{key: knobs[key] for key in used}}
+    trained, timed = Replicate(Recipe.of(recipe), seed=0).optimiser, steps.sharpness_aware(network, metric)
+    assert timed.base.defaults == trained.base.defaults
+    assert timed.base.defaults["fused"]
+    assert timed.defaults == trained.defaults
+    assert (timed.metric, type(timed.base), timed.module is network) == (trained.metric, type(trained.base), True)
 
 
 def test_the_contenders_are_different_optimisers():
@@ -134,9 +150,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
         main(["step"])
     assert ended.value.code == 2
     assert f"step (known: {', '.join(BENCHMARKS)})" in " ".join(capsys.readouterr().err.split())
-    assert {"steps", "augmentation", "control_plane", "bookkeeping", "replay", "soak", "fault_matrix"} == set(
-        BENCHMARKS
-    )
+    known = {"steps", "epoch", "augmentation", "control_plane", "ninety", "overhead", "bookkeeping", "replay", "soak"}
+    assert {*known, "fault_matrix"} == set(BENCHMARKS)
 
 
 def test_rounds_run_everything_in_turn():

@@ -24,7 +24,7 @@ def template():
 
 
 def driven(tmp_path, template, leave, cells=12, epochs=6, checkpoints=True):
-    file = bookkeeping._study_file(tmp_path, "large", cells, epochs, asha=True)
+    file = made_up.study_file(tmp_path, "large", cells, epochs, asha=True)
     given = {"file": file, "storage": str(tmp_path), "template": template, "at_once": 4, "leave": leave}
     return without_ray.drive(**given, checkpoints=checkpoints, called=0.0)
 
