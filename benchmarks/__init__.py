@@ -11,6 +11,7 @@ epoch            an epoch of ResNet-20: ours beside the published loop
 augmentation     AutoAugment, crop, flip and Cutout: ours beside torchvision on PIL
 control_plane    a study beside the training in it
 ninety           a study of 90 replicates beside its training, and beside plain Ray Tune
+resume           a finished experiment asked again: ours beside Tuner.restore
 overhead         a trial that does nothing: ours beside Ray Tune's function and class trainables
 plain_tune       Ray Tune as its manual has it, with trials that do nothing
 tuned_loop       Ray Tune as its manual has it, with the published loop in a function

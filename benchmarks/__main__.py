@@ -19,6 +19,7 @@ BENCHMARKS = {
     "ninety": "90 replicates: a study beside its training, and beside plain Ray Tune (an hour; quick: two minutes)",
     "overhead": "what a trial costs that does nothing: ours beside plain Ray Tune (some thirty minutes; quick: two)",
     "bookkeeping": "ten thousand trials' records: results a second, plan, status, resume; beside plain Ray Tune",
+    "resume": "a finished experiment of ten thousand trials asked again: ours beside Tuner.restore (some half an hour)",
     "replay": "decisions of ASHA a second: the audit's replay beside Ray's scheduler and study.asha (seconds)",
     "soak": "a thousand tiny trials while workers and drivers are killed: time, memory, epochs lost",
     "fault_matrix": "every fault in every phase of a study: what was lost (an hour; quick: minutes)",

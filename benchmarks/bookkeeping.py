@@ -39,9 +39,7 @@ class Scale:
         at_once: trials that go on at a time while it is made.
         trials: of each experiment under a real Ray.
         reports: of each of those trials.
-        finished: trials of the experiment that is asked again when it is finished.
-        finished_reports: of each of those.
-        rounds: of everything but the making of the large study and of the finished experiment.
+        rounds: of everything but the making of the large study.
     """
 
     cells: int
@@ -49,14 +47,12 @@ class Scale:
     at_once: int
     trials: int
     reports: int
-    finished: int
-    finished_reports: int
     rounds: int
 
 
 #: 10,000 cells go to their end; one in 101 has a bad value and is stopped.
-FULL = Scale(10_100, 200, 64, trials=100, reports=100, finished=10_000, finished_reports=1, rounds=3)
-QUICK = Scale(303, 20, 16, trials=8, reports=25, finished=12, finished_reports=5, rounds=1)
+FULL = Scale(10_100, 200, 64, trials=100, reports=100, rounds=3)
+QUICK = Scale(303, 20, 16, trials=8, reports=25, rounds=1)
 
 
 def run(quick: bool) -> Result:
@@ -74,12 +70,11 @@ def measure(scale: Scale) -> Result:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         large = _large(Path(scratch), scale, template)
         under = _under_ray(Path(scratch), scale, template)
-        finished = _finished(Path(scratch), scale, template)
     return Result(
         settings={**asdict(scale), "cores": usable_cpus(), "goals": GOALS, "study": {**made_up.RECIPE, "seeds": [0]}},
-        ratios={**large.ratios, **under.ratios, **finished.ratios},
-        samples={**large.samples, **under.samples, **finished.samples},
-        counts={**large.counts, **under.counts, **finished.counts},
+        ratios={**large.ratios, **under.ratios},
+        samples={**large.samples, **under.samples},
+        counts={**large.counts, **under.counts},
         notes=(
             "Large: made by `study run` with made-up results in place of Ray; the product plans, locks, decides "
             "(ASHA), records and merges. Results a second count every wall second in that code, waits for the disk and "
@@ -92,9 +87,6 @@ def measure(scale: Scale) -> Result:
             "Under Ray: trials that do nothing, as many at a time as there are cores; between the first and the last "
             "result, the change from trial to trial on warm workers included. Ours writes each trial's last checkpoint "
             "besides; plain Tune writes none.",
-            "A finished one asked again: ours is the whole command `study run`, Tune's is Tuner.restore and fit, in a "
-            "process that has imported Ray and connected already; its whole process is given too. Ours was made as the "
-            "large one, Tune's by a real run with warm actors and its default loggers.",
         ),
     )
 
@@ -221,42 +213,4 @@ def _under_ray(scratch: Path, scale: Scale, template: list[Any]) -> Result:
             **{f"under Ray: driver's CPU a result, {name}": Summary.of(v) for name, v in cost.items()},
         },
         counts={"under Ray: results": scale.trials * scale.reports},
-    )
-
-
-def _finished(scratch: Path, scale: Scale, template: list[Any]) -> Result:
-    file = made_up.study_file(scratch, "finished", scale.finished, scale.finished_reports)
-    storage, cpus = str(scratch / "finished"), usable_cpus()
-    # The product's own records and checkpoints; only Ray is left out, which is not asked when nothing is missing.
-    made = {"file": file, "storage": storage, "template": template, "at_once": scale.at_once, "leave": 0}
-    fresh("benchmarks.without_ray", "drive", **made, checkpoints=True, called=time.time())
-    given = {"trials": scale.finished, "epochs": scale.finished_reports, "cpus": cpus, "loggers": True}
-    fresh("benchmarks.plain_tune", "run", **given, storage=storage, name="peer", template=template)
-    ours, restore, nothing, process = [], [], [], []
-    for _ in range(scale.rounds):
-        again = study("run", file, "--storage", storage, "--no-report")
-        if "nothing is missing" not in again.printed:
-            raise RuntimeError(f"a finished study was not found finished: {again.printed[-500:]}")
-        ours.append(again.seconds)
-        restored, ended = fresh(
-            "benchmarks.plain_tune", "restore", storage=storage, name="peer", cpus=cpus, template=template
-        )
-        if restored["rows"] != scale.finished * scale.finished_reports:
-            raise RuntimeError(f"Tuner.restore found {restored['rows']} rows")
-        restore.append(restored["restore"])
-        nothing.append(restored["restore"] + restored["nothing"])
-        process.append(ended.seconds)
-    return Result(
-        settings={},
-        ratios={
-            "finished: asked again, ours / Tuner.restore and fit": ratio(ours, nothing),
-            "finished: asked again, ours / Tune's whole process": ratio(ours, process),
-        },
-        samples={
-            "finished: asked again, ours (whole command)": Summary.of(ours),
-            "finished: Tuner.restore": Summary.of(restore),
-            "finished: Tuner.restore and fit": Summary.of(nothing),
-            "finished: asked again, Tune (whole process)": Summary.of(process),
-        },
-        counts={"finished: trials": scale.finished, "finished: rows": scale.finished * scale.finished_reports},
     )

@@ -61,7 +61,7 @@ class Scale:
     batch: int = 128
 
 
-FULL = Scale(train=2560, validation=500, test=2000, rounds=7)
+FULL = Scale(train=1280, validation=500, test=2000, rounds=7)
 QUICK = Scale(train=512, validation=128, test=512, rounds=2)
 
 

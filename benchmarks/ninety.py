@@ -56,7 +56,7 @@ class Scale:
 
 #: The grid of studies/digits_sensitivity.yaml.
 FULL = Scale(
-    (0.01, 0.05, 0.1, 0.5, 1.0), (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), (0, 1, 2), epochs=60, train_size=None, rounds=2
+    (0.01, 0.05, 0.1, 0.5, 1.0), (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), (0, 1, 2), epochs=60, train_size=None, rounds=1
 )
 QUICK = Scale((0.05, 0.1), (0.1, 1.0), (0, 1, 2), epochs=10, train_size=None, rounds=1)
 

@@ -50,7 +50,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(few=10, many=100, rounds=5)
+FULL = Scale(few=10, many=100, rounds=3)
 QUICK = Scale(few=2, many=20, rounds=1)
 
 

@@ -159,5 +159,6 @@ class Loop:
         return F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
 
     def _shown(self, pixels: Tensor, augment: Augmentation) -> Tensor:
-        x = augment(pixels, self.mean, self.std, lambda operation: self.generator, self.dtype)
+        draws = augment.draw(len(pixels), lambda operation: self.generator, *pixels.shape[2:])
+        x = augment(pixels, self.mean, self.std, draws, self.dtype)
         return x.contiguous(memory_format=torch.channels_last)

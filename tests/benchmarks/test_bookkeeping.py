@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bookkeeping, made_up, plain_tune, without_ray
+from benchmarks import bookkeeping, made_up, plain_tune, resume, without_ray
 from benchmarks.__main__ import main
 from benchmarks.made_up import AVERAGED, MadeUp, grid
 from benchmarks.processes import fresh, memory, watched
@@ -154,7 +154,14 @@ def test_a_stopwatch_counts_from_the_first_result_to_the_last():
     assert 0 <= found["seconds"] < 1
 
 
-SMALLEST = bookkeeping.Scale(24, 6, 4, trials=2, reports=3, finished=2, finished_reports=3, rounds=1)
+SMALLEST = bookkeeping.Scale(24, 6, 4, trials=2, reports=3, rounds=1)
+
+
+@pytest.mark.long
+def test_what_is_finished_is_found_finished_by_both():
+    found = resume.measure(resume.Scale(trials=2, reports=3, at_once=2, rounds=1))
+    assert found.counts == {"trials": 2, "rows": 6}
+    assert found.ratios["asked again, ours / Tuner.restore and fit"].median > 0
 
 
 @pytest.mark.long
