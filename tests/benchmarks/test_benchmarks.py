@@ -151,7 +151,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
     assert ended.value.code == 2
     assert f"step (known: {', '.join(BENCHMARKS)})" in " ".join(capsys.readouterr().err.split())
     known = {"steps", "epoch", "augmentation", "control_plane", "ninety", "overhead", "bookkeeping", "replay", "soak"}
-    assert {*known, "fault_matrix"} == set(BENCHMARKS)
+    assert {*known, "resume", "fault_matrix"} == set(BENCHMARKS)
 
 
 def test_rounds_run_everything_in_turn():

@@ -28,13 +28,13 @@ class Block(nn.Module):
         self.stride, self.new_channels = stride, width - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         if self.new_channels:
             before = self.new_channels // 2
             x = x[:, :, :: self.stride, :: self.stride]
             x = F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
-        return F.relu(out + x)
+        return F.relu(out + x, inplace=True)
 
 
 class CifarResNet(nn.Module):
@@ -52,7 +52,7 @@ class CifarResNet(nn.Module):
         he_normal(self, mode="fan_in")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits

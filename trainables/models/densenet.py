@@ -32,8 +32,8 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(F.relu(self.bn1(x)))
-        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.conv1(F.relu(self.bn1(x), inplace=True))
+        out = self.conv2(F.relu(self.bn2(out), inplace=True))
         return torch.cat([x, out], 1)
 
 
@@ -46,7 +46,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(inputs, inputs // 2, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
+        return F.avg_pool2d(self.conv(F.relu(self.bn(x), inplace=True)), 2)
 
 
 class DenseNet(nn.Module):
@@ -70,7 +70,7 @@ class DenseNet(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.stages(self.conv1(x))))
+        x = F.relu(self.bn1(self.stages(self.conv1(x))), inplace=True)
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 

@@ -36,8 +36,8 @@ class PyramidBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(out)))
-        out = self.bn4(self.conv3(F.relu(self.bn3(out))))
+        out = self.conv2(F.relu(self.bn2(out), inplace=True))
+        out = self.bn4(self.conv3(F.relu(self.bn3(out), inplace=True)))
         if self.stride != 1:
             # An odd side is rounded up, as by the convolution.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
@@ -67,7 +67,7 @@ class PyramidNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)))))
-        logits: Tensor = self.linear(F.relu(self.bn2(x)).mean((2, 3)))
+        logits: Tensor = self.linear(F.relu(self.bn2(x), inplace=True).mean((2, 3)))
         return logits
 
 

@@ -42,7 +42,7 @@ class MLP(nn.Module):
 
 
 def _layer(inputs: int, width: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return [nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
 def digits_cnn(*, classes: int, channels: int, side: int, dropout: float = 0.0) -> SmallCNN:

@@ -27,9 +27,9 @@ class WideBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+        active = F.relu(self.bn1(x), inplace=True)
         kept = x if self.shortcut is None else self.shortcut(active)
-        out = self.dropout(F.relu(self.bn2(self.conv1(active))))
+        out = self.dropout(F.relu(self.bn2(self.conv1(active)), inplace=True))
         return kept + self.conv2(out)
 
 
@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        logits: Tensor = self.linear(F.relu(self.bn1(x)).mean((2, 3)))
+        logits: Tensor = self.linear(F.relu(self.bn1(x), inplace=True).mean((2, 3)))
         return logits
 
 
