@@ -94,7 +94,9 @@ def steps(suite: Suite, model: str) -> None:
     suite.row(f"{recipe.model}: davda54's SAM step / our SAM step", middle(seconds["davda54"], seconds["SAM"]), "ratio")
     for name, values in seconds.items():
         suite.row(f"{recipe.model}: {name} step", 1e3 * median(values), "ms")
-    work = 2 * 6 * macs(suite, recipe) * recipe.batch_size
+    network = Replicate(recipe, 0, suite.data_root)
+    one = next(network.begin_epoch().batches).x[:1]
+    work = 2 * 6 * macs(network.model, one) * recipe.batch_size
     rate = work / median(seconds["SAM"]) / 1e12
     suite.row(
         f"{recipe.model}: SAM's arithmetic", rate, "TFLOP/s", detail="6 operations a multiply-add, image and pass"
@@ -222,22 +224,26 @@ def kernels(suite: Suite) -> None:
     suite.row("kernels of a captured SAM step", sum(count for _, count in by_name.values()), "launches")
 
 
-def macs(suite: Suite, recipe: Recipe) -> int:
-    """Multiply-adds of one image's forward pass, in convolutions and linear layers."""
+def macs(network: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of a network's forward pass in convolutions and linear layers.
+
+    Args:
+        network: in evaluation mode afterwards.
+        x: (N, channels, side, side).
+    """
     found = 0
 
     def count(layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal found
         weight = layer.weight
         assert isinstance(weight, Tensor)
+        # An output value takes the inputs of its group: a weight's elements of one output.
         found += out.numel() * weight[0].numel()
 
-    replicate = Replicate(recipe, 0, suite.data_root)
-    layers = [m for m in replicate.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    replicate.model.eval()
     with torch.no_grad():
-        replicate.model(next(iter(replicate.begin_epoch().batches)).x[:1].to(torch.get_default_dtype()))
+        network.eval()(x)
     for hook in hooks:
         hook.remove()
     return found
