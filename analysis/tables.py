@@ -42,11 +42,11 @@ RECIPE_FIELDS: tuple[str, ...] = (
     "normalisation", "model", "pretrained", "dropout", "optimiser", "gamma", "eta", "asam_convention", "fisher", "m",
     "natural_gradient", "same_dropout", "base", "lr", "momentum", "nesterov", "beta1", "beta2", "weight_decay",
     "schedule", "epochs", "batch_size", "label_smoothing", "precision", "device", "loader_workers", "capture",
-    "seeds_together",
+    "seeds_together", "compile",
 )  # fmt: skip
 
 #: Of these, those that say where and how a recipe runs and not what it is.
-EXECUTION = ("device", "loader_workers", "capture", "seeds_together")
+EXECUTION = ("device", "loader_workers", "capture", "seeds_together", "compile")
 
 CELL_STATUSES = ("complete", "partial", "running", "stopped", "diverged", "failed", "missing")
 _REPLICATE_STATUSES = ("complete", "stopped", "diverged", "failed", "running", "missing")

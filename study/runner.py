@@ -275,6 +275,7 @@ class JobMaker:
             "loader_workers": recipe.loader_workers,
             "capture": recipe.capture,
             "seeds_together": recipe.seeds_together,
+            "compile": recipe.compile,
         }
         if recipe.pretrained:
             path = weights_source(recipe.pretrained, model=recipe.model).path

@@ -64,6 +64,8 @@ def unshareable(recipe: Recipe, processes: int, images: int | None = None) -> st
     """
     if not recipe.epochs:
         return None
+    if recipe.compile:
+        return "compile is for a network that one process trains by itself"
     if recipe.batch_size < processes:
         return f"batch_size {recipe.batch_size} is less than one image for each of {processes} processes"
     if recipe.m:

@@ -29,7 +29,7 @@ from trainables.problems import Problem, RecipeError, explain, nearest
 SEMANTICS = 2
 
 #: Fields that say where a recipe runs and not what it is: outside its identity.
-EXECUTION = frozenset({"device", "loader_workers", "capture", "seeds_together"})
+EXECUTION = frozenset({"device", "loader_workers", "capture", "seeds_together", "compile"})
 
 #: Fields that say where a file lies. What is in it belongs to the identity (the data's fingerprint, the weights' mark);
 #: where it lies does not, so a study may move to another machine.
@@ -106,6 +106,7 @@ class Recipe(BaseModel):
     loader_workers: int | None = Field(None, ge=0, description="processes that decode images of a set that streams")
     capture: Literal["auto", "on", "off"] = Field("auto", description="record a step once and issue it whole")
     seeds_together: Literal["auto", "on", "off"] = Field("auto", description="a trial's seeds side by side on a GPU")
+    compile: bool = Field(False, description="train the network as torch.compile makes it; other last bits")
 
     @field_validator("dataset")
     @classmethod
@@ -390,6 +391,8 @@ def _conflicts(r: Recipe) -> list[Problem]:
         if pixels and pixels > _pixels(r):
             found.append(Problem(key, f"{pixels} pixels on images of {_pixels(r)} x {_pixels(r)}"))
     refusal = MODELS[r.model].refusal(r.image_side)
+    if r.compile and r.dropout:
+        found.append(Problem("compile", "draws dropout's masks in its own way; leave it out or set dropout to 0"))
     if refusal:
         key = "model" if r.image_side == facts.side else "image_side"
         found.append(Problem(key, f"{r.model} {refusal}"))

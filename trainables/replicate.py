@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.capture import Captured, Outputs, Recorder, recorder_of, unrecordable
+from trainables.compiled import compiled
 from trainables.data.ahead import augmented, batches_at_once
 from trainables.data.augment import Augmentation, prepare
 from trainables.data.images import Images
@@ -176,6 +177,8 @@ class Replicate:
             raise DeviceError(f"capture: on, but {why_not}")
         self.capturing = recipe.capture != "off" and not why_not
         self._recorder = recorder if self.capturing else None
+        if recipe.compile:
+            self._trained = compiled(self._trained, self.device)
         self.optimiser = _optimiser(recipe, self.model, capturing=self.capturing and self.device.type == "cuda")
         # The learning rate where a recording reads it: written in place. CUDA's fused optimisers want float32, recorded
         # or not, so that one is the other to the bit.
@@ -434,8 +437,8 @@ class Replicate:
 
     @property
     def steps(self) -> str:
-        """How they are issued: `captured`, or `eager`, one operation after the other."""
-        return "captured" if self.capturing else "eager"
+        """How they are issued: `captured`, or `eager`, one operation after the other; and whether `compiled`."""
+        return ("captured" if self.capturing else "eager") + (", compiled" if self.recipe.compile else "")
 
     @property
     def recorded(self) -> int:
@@ -549,7 +552,7 @@ class Replicate:
         """Logits in at least float32, the model (or what trains it) under the recipe's precision."""
         dtype = DTYPES.get(self.recipe.precision)
         with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-            logits: Tensor = (model or self.model)(x.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = (self.model if model is None else model)(x.contiguous(memory_format=torch.channels_last))
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _choose_arithmetic(self) -> None:

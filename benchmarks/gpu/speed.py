@@ -44,10 +44,10 @@ def run(suite: Suite) -> None:
     suite.attempt("row: matrix product", 5, matrix_product)
     suite.attempt("rows: steps of ResNet-20", 20, lambda s: steps(s, "resnet20"))
     suite.attempt("rows: epoch of ResNet-20", 30, epoch)
-    suite.attempt("rows: augmentation", 10, augmentation)
     suite.attempt("rows: eight seeds together", 30, together)
     if not suite.small:
         suite.attempt("rows: steps of WRN-28-10", 40, lambda s: steps(s, "wrn28_10"))
+    suite.attempt("rows: augmentation", 10, augmentation)
     suite.attempt("row: kernels", 5, kernels)
     for name in ("overhead of a trial", "a study of 90 replicates"):
         suite.skip(f"row: {name}", "of Ray's: python -m benchmarks overhead ninety, where Ray is installed")
@@ -168,7 +168,7 @@ def epoch(suite: Suite) -> None:
 
 
 def augmentation(suite: Suite) -> None:
-    """Crop, flip, AutoAugment and Cutout of an epoch, as a share of ResNet-20's SAM epoch."""
+    """Crop, flip, AutoAugment and Cutout of an epoch, as a share of ResNet-20's SAM epoch and of WRN-28-10's steps."""
     names = ["crop", "flip", "autoaugment", "cutout"]
     known = {row.name: row.value for row in suite.rows}
     for which, some in (("crop and flip", names[:2]), ("AutoAugment, crop, flip, Cutout", names)):
@@ -183,6 +183,10 @@ def augmentation(suite: Suite) -> None:
         suite.row(f"{which}: images of an epoch", len(replicate.data.train) / seconds, "images/s")
         if sam := known.get(f"{recipe.model}: SAM epoch"):
             suite.row(f"{which}, alone / {recipe.model}'s SAM epoch", seconds / sam, "ratio", "<= 0.15")
+        if step := known.get("wrn28_10: SAM step"):
+            steps = -(-len(replicate.data.train) // recipe.batch_size)
+            share = seconds / (steps * step / 1e3)
+            suite.row(f"{which}, alone / wrn28_10's SAM steps", share, "ratio", "<= 0.02")
 
 
 def together(suite: Suite) -> None:
