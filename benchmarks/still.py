@@ -27,7 +27,9 @@ class Still:
     #: Of the rows, see `made_up.template`; set in each worker.
     template: list[Any]
 
-    def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None) -> None:
+    capturing, steps = False, "eager"
+
+    def __init__(self, recipe: Recipe, seed: int, data_root: str | None = None, recorder: None = None) -> None:
         self.recipe, self.seed, self.device = recipe, seed, torch.device("cpu")
         self.epoch, self.diverged, self.train_seconds = 0, False, 0.0
         self._made_up = MadeUp(self.template, seed)
@@ -36,6 +38,9 @@ class Still:
     def train_epoch(self) -> Row:
         self.epoch += 1
         return self._made_up.row(self.seed, self.epoch)
+
+    def take_remarks(self) -> list[str]:
+        return []
 
     def final(self) -> Row:
         return self._made_up.final()

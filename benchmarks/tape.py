@@ -22,6 +22,9 @@ from trainables.capture import Outputs
 #: Operations that bring a value to the host, or whose result has a size that depends on values.
 WAITING = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2", "aten.item")
 
+#: Operations that bring a number of the host to a tensor: on a GPU a copy that waits (`torch.tensor`, `torch.where`).
+FETCHING = ("aten.lift_fresh", "aten.scalar_tensor")
+
 
 class Tape:
     """A `trainables.capture.Recorder` for the CPU."""
@@ -35,7 +38,7 @@ class Tape:
         """See `Recorder`. Unlike a graph's, this recording takes effect.
 
         Raises:
-            RuntimeError: a value is waited for.
+            RuntimeError: a value is waited for, or a number fetched from the host.
         """
         recording = _Recording()
         with recording:
@@ -68,6 +71,8 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if str(func).startswith(WAITING):
             raise RuntimeError(f"{func} waits for a value, which a recording cannot")
+        if str(func).startswith(FETCHING):
+            raise RuntimeError(f"{func} fetches a number from the host, which a recording cannot")
         result = func(*args, **kwargs)
         if not str(func).startswith("profiler."):
             given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}

@@ -9,6 +9,7 @@ bit of any result changes.
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 
 # From glibc's malloc.h.
@@ -32,7 +33,16 @@ def prepare(threads: int | None = None) -> None:
 
 
 def give_memory_back() -> None:
-    """What is free goes back to the system, as between two networks: the next one may be smaller."""
+    """What is free goes back to the system and the GPU, as between two networks: the next one may be smaller.
+
+    A GPU's peak of memory begins anew.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from trainables.data.images import Images
 from trainables.data.label_noise import corrupt, mask_hash
 from trainables.data.opened import opened
 from trainables.data.splits import Splits
+from trainables.data.streamed import Streamed
 from trainables.devices import DeviceError, resolve_device, unshareable
 from trainables.measures.subject import Split, Subject, batch_indices
 from trainables.models import build
@@ -186,7 +188,9 @@ class Replicate:
         self._lr: Tensor | None = None
         if on_device or self.capturing:
             self._lr = torch.zeros((), dtype=torch.float32 if on_device else torch.float64, device=self.device)
-        self._take = self._taker()
+        #: Counts the states that were loaded: each has new tensors of the optimiser's.
+        self.loaded = 0
+        self.forget()
         self.scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "float16" else None
         self._crop = "resized_crop" in recipe.augmentation
         self._operations = [name for name in recipe.augmentation if name != "resized_crop"]
@@ -222,7 +226,9 @@ class Replicate:
             group["lr"] = lr if self._lr is None else self._lr.fill_(lr)
         self.model.train()
         order = torch.randperm(len(data.train), generator=stream(self.seed, "data order", self.epoch))
-        batches = order.to(self.device).split(recipe.batch_size)
+        # Where the images are looked up: to fetch an index from a GPU is to wait for it.
+        looked_up = torch.device("cpu") if isinstance(data.train, Streamed) else self.device
+        batches = order.to(looked_up).split(recipe.batch_size)
         return Epoch(
             lr=lr,
             batches=self._batches(batches),
@@ -235,7 +241,7 @@ class Replicate:
     def _batches(self, index: Sequence[Tensor]) -> Iterator[Batch]:
         watched = {round(i * (len(index) - 1) / WATCHED_STEPS) for i in range(WATCHED_STEPS)}
         for i, (batch, x) in enumerate(zip(index, self._augmented(index), strict=True)):
-            y = self._labels[batch]
+            y = self._labels[batch.to(self.device)]
             if self.share is not None:
                 y = y[self.share.begin(len(batch), self.recipe.m)]
             yield Batch(i, i in watched, x, y)
@@ -243,7 +249,9 @@ class Replicate:
     def take(self, batch: Batch) -> Outputs:
         """One optimiser step. Returns, on the device, the first pass's summed loss and its number of right answers,
         and what the diagnostics saw; the next call may overwrite them (see `count`)."""
-        return self._take(batch)
+        if self._captured is None:
+            return self.issue((batch.step, batch.watched), batch.x, batch.y)
+        return self._captured((0, batch.watched), batch.x, batch.y)
 
     def count(self, epoch: Epoch, taken: Outputs) -> None:
         """Add what a step returned to its epoch."""
@@ -433,12 +441,14 @@ class Replicate:
         for key in ("epoch", "diverged", "images_seen", "gradient_evaluations", "train_seconds"):
             setattr(self, key, state[key])
         # The optimiser has new tensors, which no recording knows.
-        self._take = self._taker()
+        self.loaded += 1
+        self.forget()
 
     @property
     def steps(self) -> str:
-        """How they are issued: `captured`, or `eager`, one operation after the other; and whether `compiled`."""
-        return ("captured" if self.capturing else "eager") + (", compiled" if self.recipe.compile else "")
+        """How they are issued by now: see `Captured.how`; and whether `compiled`."""
+        how = self._captured.how if self._captured else "eager"
+        return how + (", compiled" if self.recipe.compile else "")
 
     @property
     def recorded(self) -> int:
@@ -452,6 +462,7 @@ class Replicate:
     def issue(self, key: tuple[int, bool], x: Tensor, y: Tensor) -> Outputs:
         """`take`, one operation after the other: the step's place (of no account where it is recorded) and whether it
         is watched, its images and labels."""
+        self.optimiser.record.take()  # of a step that could not be recorded
         step, self.optimiser.watch = key
         loss, correct = self._step(step, x, y)
         return loss, correct, *self.optimiser.record.take()
@@ -460,13 +471,18 @@ class Replicate:
         """The tensors that a step leaves changed, the same ones from the second step on."""
         return [*self.optimiser.written(), *self.model.buffers()]
 
-    def _taker(self) -> Callable[[Batch], Outputs]:
-        self._captured = None
-        if self._recorder is None:
-            return lambda batch: self.issue((batch.step, batch.watched), batch.x, batch.y)
-        precision = DTYPES.get(self.recipe.precision, self._dtype)
-        captured = self._captured = Captured(self.issue, self.written, self._recorder, precision)
-        return lambda batch: captured((0, batch.watched), batch.x, batch.y)
+    def forget(self) -> None:
+        """Drop what is recorded, and its memory; it is recorded again when it is asked for."""
+        self._captured: Captured | None = None
+        if self._recorder is not None:
+            # Weak: a cycle would keep a network that nobody uses any more on its device until the next collection.
+            own = weakref.proxy(self)
+            self._captured = Captured(
+                lambda key, x, y: own.issue(key, x, y),
+                lambda: own.written(),
+                self._recorder,
+                DTYPES.get(self.recipe.precision, self._dtype),
+            )
 
     def _step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step. Returns the first pass's summed loss and its number of right answers, on the device.

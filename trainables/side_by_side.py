@@ -9,6 +9,7 @@ and was slower where it was tried.) Where a network fills the device there is no
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -36,7 +37,7 @@ class SideBySide:
         replicates: of one recipe, on one device.
         how: `off` trains them in turn; `on` side by side; `auto` two epochs in turn, two side by side, and from then on
             as was quicker (of each two the second is timed: in the first, steps are recorded).
-        recorder: records them side by side; None where nothing does (a CPU).
+        recorder: records them side by side, and nothing else; None where nothing does (a CPU).
 
     Attributes:
         together: whether the next epoch is trained side by side. was_together: whether the last one was.
@@ -59,6 +60,8 @@ class SideBySide:
         #: While `auto` tries: seconds of the latter half of each epoch's steps.
         self._tried: list[float] | None = [] if how == "auto" and can and len(self.replicates) > 1 else None
         self._captured: Captured | None = None
+        self._loaded: list[int] = []
+        self._before = self._reserved()
 
     def train_epoch(self) -> list[Row]:
         """One epoch of every replicate: their rows, as of `Replicate.train_epoch`, `train_seconds` shared out evenly
@@ -71,6 +74,13 @@ class SideBySide:
             self._tried.append(seconds)
             self._decide(self._tried)
         return rows
+
+    @property
+    def steps(self) -> str:
+        """How the last epoch's steps were issued, for the tables."""
+        if not self.was_together or self._captured is None:
+            return self.replicates[0].steps
+        return f"{self._captured.how}, side by side" + (", compiled" if self.replicates[0].recipe.compile else "")
 
     def take_remarks(self) -> list[str]:
         """Lines for a person, since the last call: what `auto` decided, what could not be recorded."""
@@ -85,28 +95,37 @@ class SideBySide:
         else:
             share = tried[-1] / tried[len(TRIED) // 2 - 1]
             self.together, self._tried = share < WORTH, None
-            if not self.together:
-                self._captured = None  # and its memory
+            # What was not chosen goes, and its memory.
+            if self.together:
+                for replicate in self.replicates:
+                    replicate.forget()
+            else:
+                self._captured = self.recorder = None
+            if self._reserved():
+                torch.cuda.empty_cache()
             kept = "side by side" if self.together else "in turn"
             self._remarks.append(
                 f"{len(self.replicates)} seeds side by side take {share:.2f} of their time in turn: trained {kept}"
             )
 
     def _fits(self) -> bool:
-        """Whether the device has room for the steps of all at once, going by what one took."""
+        """Whether the device has room for the steps of all at once, going by what the steps in turn have reserved."""
         device = self.replicates[0].device
         if device.type != "cuda":
             return True
-        step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0]
-        need = len(self.replicates) * step
+        free, need = torch.cuda.mem_get_info(device)[0], len(self.replicates) * (self._reserved() - self._before)
         if need > ROOM * free:
             self._remarks.append(
-                f"{len(self.replicates)} seeds side by side would need some {need / 2**30:.1f} GiB of the "
+                f"{len(self.replicates)} seeds side by side may need {need / 2**30:.1f} GiB of the "
                 f"{free / 2**30:.1f} that are free: trained in turn"
             )
             return False
         return True
+
+    def _reserved(self) -> int:
+        """Bytes of the device that this process holds: recordings keep theirs between steps."""
+        device = self.replicates[0].device
+        return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
     def in_turn(self) -> tuple[list[Row], float]:
         """An epoch of each, one after the other: the rows, and the seconds of the latter half of the steps."""
@@ -123,11 +142,16 @@ class SideBySide:
 
     def side_by_side(self) -> tuple[list[Row], float]:
         """An epoch of all at the same time: as `in_turn`."""
-        if self._captured is None:
+        loaded = [replicate.loaded for replicate in self.replicates]
+        if self._captured is None or loaded != self._loaded:
+            self._loaded = loaded
             recipe = self.replicates[0].recipe
             precision = DTYPES.get(recipe.precision, torch.float64 if recipe.precision == "float64" else torch.float32)
             assert self.recorder is not None  # else nothing is together
-            self._captured = Captured(self._issue, self._written, self.recorder, precision)
+            own = weakref.proxy(self)  # as in `Replicate.forget`
+            self._captured = Captured(
+                lambda key, *inputs: own._issue(key, *inputs), lambda: own._written(), self.recorder, precision
+            )
         captured = self._captured
         begun = time.perf_counter()
         epochs = [replicate.begin_epoch() for replicate in self.replicates]
@@ -152,17 +176,22 @@ class SideBySide:
         epochs: Sequence[Epoch],
         take: Callable[[tuple[Batch, ...]], list[Outputs]],
     ) -> float:
-        """Take every step of some epochs; the seconds of the latter half, when all that is set up once has been."""
-        half = epochs[0].steps // 2
-        begun = time.perf_counter()
+        """Take every step of some epochs; the seconds of the latter half of those of whole batches, when all that is
+        set up once has been."""
+        half, begun, seconds = epochs[0].steps // 2, time.perf_counter(), None
+        size = 0
         for batches in zip(*(epoch.batches for epoch in epochs), strict=True):
             if batches[0].step == half:
                 self._wait()
                 begun = time.perf_counter()
+            size = size or len(batches[0].y)
+            if len(batches[0].y) != size:
+                self._wait()
+                seconds = time.perf_counter() - begun
             for replicate, epoch, taken in zip(replicates, epochs, take(batches), strict=True):
                 replicate.count(epoch, taken)
         self._wait()
-        return time.perf_counter() - begun
+        return time.perf_counter() - begun if seconds is None else seconds
 
     def _issue(self, watched: bool, *inputs: Tensor) -> Outputs:
         assert self.recorder is not None

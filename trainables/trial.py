@@ -71,11 +71,11 @@ class Trial(tune.Trainable):
     One `step` is one epoch of every seed. A report has the cell's means, a row per seed in `replicates`, in `rows`
     every epoch's row that this worker has not reported yet (the first report after a restore is of the epochs that the
     checkpoint holds, and trains none: whoever was told of them may be gone), the `step_seconds` that all of them
-    trained, how their `steps` were issued, on CUDA the most `device_memory_bytes` that this worker has held, `remarks`
-    for a person, and in its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere else, and
-    a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a `trained`
-    job's), `failed` with its `reason`: data or weights that no second try would mend, or `unkept` with its `reason`: a
-    keeper that cannot keep.
+    trained, how their `steps` were issued, on CUDA the most `device_memory_bytes` that it has held for this cell,
+    `remarks` for a person, and in its last one `outcome`: `complete` (with the test accuracy, measured here and nowhere
+    else, and a line in `unmeasured` for each measure that failed), `stopped` (at `until`), `diverged`, `measured` (a
+    `trained` job's), `failed` with its `reason`: data or weights that no second try would mend, or `unkept` with its
+    `reason`: a keeper that cannot keep.
     """
 
     def setup(
@@ -262,10 +262,11 @@ class Trial(tune.Trainable):
         if processes == 1:
             self._disband()
             with explained(recipe, len(seeds)):
-                # One for all: recordings that share a recorder share its memory.
-                recorder = recorder_of(resolve_device(recipe.device))
+                # Recordings that share a recorder share its memory: one for all seeds, and one for those side by side.
+                device = resolve_device(recipe.device)
+                recorder = recorder_of(device)
                 made = [Replicate(recipe, seed, self.data_root, recorder=recorder) for seed in seeds]
-                self.side_by_side = SideBySide(made, recipe.seeds_together, recorder)
+                self.side_by_side = SideBySide(made, recipe.seeds_together, recorder_of(device))
                 return made
         devices = resolve_devices(recipe.device, processes)
         if self.team is None or self.team.closed or self.team.devices != tuple(devices):
@@ -289,8 +290,7 @@ class Trial(tune.Trainable):
 
     def _steps(self) -> str:
         """How the last epoch's steps were issued, for the tables."""
-        together = self.side_by_side is not None and self.side_by_side.was_together
-        return self.replicates[0].steps + (", side by side" if together else "")
+        return (self.side_by_side or self.replicates[0]).steps
 
     def _disband(self) -> None:
         if self.team is not None:

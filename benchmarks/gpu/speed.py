@@ -65,10 +65,15 @@ def stepper(suite: Suite, recipe: Recipe) -> Callable[[], object]:
     batches = [b._replace(watched=False) for b in itertools.islice(replicate.begin_epoch().batches, 6)]
     for batch in batches:
         replicate.take(batch)
-    if told := replicate.take_remarks():
-        raise RuntimeError(told[0])
+    refuse(replicate.take_remarks())
     endless = itertools.cycle(batches)
     return lambda: replicate.take(next(endless))
+
+
+def refuse(remarks: list[str]) -> None:
+    """Steps that were not recorded would be measured for what they are not."""
+    if remarks:
+        raise RuntimeError(remarks[0])
 
 
 def matrix_product(suite: Suite) -> None:
@@ -151,6 +156,7 @@ def epoch(suite: Suite) -> None:
     replicate = Replicate(recipe, 0, suite.data_root, recorder=suite.recorder())
     for _ in range(2):
         replicate.train_epoch()
+    refuse(replicate.take_remarks())
     _, theirs = peer(suite, recipe)
 
     def ours() -> None:
@@ -195,15 +201,14 @@ def together(suite: Suite) -> None:
     recipe = given(suite, "resnet20", optimiser="sam", **({} if suite.small else {"train_size": 12_800}))
     recorder = suite.recorder()
     made = [Replicate(recipe, seed, suite.data_root, recorder=recorder) for seed in range(seeds)]
-    group = SideBySide(made, "on", recorder)
+    group = SideBySide(made, "on", suite.recorder())
     turns, sides = [], []
-    for i in range(4):
+    for i in range(5):
         turn, side = group.in_turn()[1], group.side_by_side()[1]
-        if i:  # the first of each records
+        if i > 1:  # the first two of each record
             turns.append(turn)
             sides.append(side)
-    if told := group.take_remarks():
-        raise RuntimeError(told[0])
+    refuse([*group.take_remarks(), *(line for replicate in made for line in replicate.take_remarks())])
     suite.row(f"{seeds} seeds in turn / side by side", middle(turns, sides), "ratio", ">= 3")
 
 
@@ -221,6 +226,8 @@ def kernels(suite: Suite) -> None:
         suite.wait()
     by_name: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for event in profiled.events() or []:
+        if event.device_type != torch.autograd.DeviceType.CUDA:
+            continue  # what the host calls
         by_name[event.name][0] += event.device_time_total / 3e3
         by_name[event.name][1] += 1 / 3
     for name, (milliseconds, count) in sorted(by_name.items(), key=lambda item: -item[1][0])[:8]:

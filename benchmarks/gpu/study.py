@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from typing import Any
@@ -36,6 +37,7 @@ def run(suite: Suite) -> None:
         suite.skip("study", f"an epoch of every cell takes {len(cells) * seconds:.0f} s, {suite.left:.0f} s left")
         return
     found: list[dict[str, Any]] = []
+    told: dict[str, None] = {}
     begun = time.perf_counter()
     for gamma, eta in cells:
         if suite.left < seconds * epochs:
@@ -43,18 +45,23 @@ def run(suite: Suite) -> None:
             break
         made, group = _cell(suite, Recipe.of(_settings(suite, epochs=epochs, gamma=gamma, eta=eta)), seeds)
         rows: list[Row] = []
+        remarks: list[str] = []
         for _ in range(epochs):
             rows = group.train_epoch()
+            remarks += group.take_remarks()
             if any(replicate.diverged for replicate in made):
                 break
+        told |= {f"gamma {gamma}, eta {eta}: {line}": None for line in remarks}
+        steps = group.steps
         for replicate, row in zip(made, rows, strict=True):
             ended = {} if replicate.diverged else replicate.final()
-            found.append({"gamma": gamma, "eta": eta, **row, **ended})
+            found.append({"gamma": gamma, "eta": eta, "steps": steps, **row, **ended})
     suite.study = {
         "question": "How do validation and test accuracy depend on gamma and eta?",
         "recipe": Recipe.of(_settings(suite, epochs=epochs)).settings(),
         "grid": {"gamma": list(gammas), "eta": list(etas)},
         "seeds": list(seeds),
+        "remarks": list(told),
         "seconds": round(time.perf_counter() - begun, 1),
         "replicates": [{k: _plain(v) for k, v in row.items()} for row in found],
     }
@@ -71,9 +78,10 @@ def _settings(suite: Suite, **more: Any) -> dict[str, Any]:
 
 
 def _cell(suite: Suite, recipe: Recipe, seeds: tuple[int, ...]) -> tuple[list[Replicate], SideBySide]:
+    gc.collect()  # whatever holds the last cell's
     recorder = suite.recorder()
     made = [Replicate(recipe, seed, suite.data_root, recorder=recorder) for seed in seeds]
-    return made, SideBySide(made, "on", recorder)
+    return made, SideBySide(made, "on", suite.recorder())
 
 
 def _of_an_epoch(suite: Suite, seeds: int) -> float:

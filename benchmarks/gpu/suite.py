@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from benchmarks.tape import Tape
 from trainables.capture import CudaGraphs, Recorder
+
+#: Groups of tensors that are compared by themselves: parameters, floating buffers, counters.
+State = Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,10 @@ class Suite:
                 self.check(name, math.inf, 0.0, reason)
             else:
                 self.skip(name, reason)
+        gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def as_dict(self) -> dict[str, Any]:
         """For the record."""
@@ -140,22 +147,31 @@ class Suite:
                 {**asdict(c), "distance": c.distance if math.isfinite(c.distance) else None, "holds": c.holds}
                 for c in self.checks
             ],
-            "rows": [asdict(r) for r in self.rows],
+            "rows": [{**asdict(r), "value": r.value if math.isfinite(r.value) else None} for r in self.rows],
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
             "study": self.study,
             "seconds": round(time.perf_counter() - self.begun, 1),
         }
 
 
-def apart(one: Sequence[Tensor], other: Sequence[Tensor], start: Sequence[Tensor]) -> float:
-    """|one - other| / |one - start| over all tensors together, wherever they are; infinite where one is no number."""
+def apart(one: State, other: State, start: State) -> float:
+    """|one - other| / |one - start|, wherever they are: the largest over the state's groups.
 
-    def norm(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-        parts = [(x.detach().cpu().double() - y.detach().cpu().double()).norm() for x, y in zip(a, b, strict=True)]
-        return float(torch.stack(parts).norm())
+    Infinite where one is no number, or where integers, which are not measured, differ.
+    """
+    found = [0.0]
+    for a, b, c in zip(one, other, start, strict=True):
+        whole = [(x, y) for x, y in zip(a, b, strict=True) if not x.is_floating_point()]
+        if any(not torch.equal(x.cpu(), y.cpu()) for x, y in whole):
+            return math.inf
+        off = _norm([x.detach().cpu().double() - y.detach().cpu().double() for x, y in zip(a, b, strict=True)])
+        way = _norm([x.detach().cpu().double() - y.detach().cpu().double() for x, y in zip(a, c, strict=True)])
+        found.append(0.0 if off == 0 else off / way if way else math.inf)
+    return max((share if share == share else math.inf) for share in found)
 
-    found = norm(one, other) / norm(one, start)
-    return found if found == found else float("inf")
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return float(torch.stack([t.norm() for t in tensors]).norm()) if tensors else 0.0
 
 
 def middle(over: Sequence[float], under: Sequence[float]) -> float:

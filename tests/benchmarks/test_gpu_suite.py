@@ -21,11 +21,14 @@ def tensors(*values):
     return [torch.tensor(v, dtype=torch.float64) for v in values]
 
 
-def test_a_distance_is_a_share_of_the_way():
-    start, one = tensors([0.0, 0.0], [0.0]), tensors([3.0, 0.0], [4.0])
+def test_a_distance_is_a_share_of_the_way_in_the_worst_group():
+    start, one = [tensors([0.0, 0.0], [0.0]), tensors([9.0])], [tensors([3.0, 0.0], [4.0]), tensors([8.0])]
     assert apart(one, one, start) == 0
-    assert apart(one, tensors([3.0, 1.0], [4.0]), start) == pytest.approx(1 / 5)
-    assert apart(one, tensors([3.0, math.nan], [4.0]), start) == math.inf
+    assert apart(one, [tensors([3.0, 1.0], [4.0]), tensors([8.0])], start) == pytest.approx(1 / 5)
+    assert apart(one, [one[0], tensors([8.5])], start) == pytest.approx(1 / 2)
+    assert apart(one, [tensors([3.0, math.nan], [4.0]), tensors([8.0])], start) == math.inf
+    assert apart([[torch.tensor(3)]], [[torch.tensor(4)]], [[torch.tensor(0)]]) == math.inf
+    assert apart([[torch.tensor(3)]], [[torch.tensor(3)]], [[torch.tensor(0)]]) == 0
     assert middle([2.0, 30.0, 4.0], [1.0, 10.0, 1.0]) == 3
 
 

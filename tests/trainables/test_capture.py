@@ -1,15 +1,18 @@
 """Recorded steps against plain ones, on a tape that does on a CPU what a CUDA graph does."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 
 from benchmarks.tape import Tape
-from trainables.capture import WARM_UP, Captured, recorder_of
+from trainables.capture import WARM_UP, Captured, _distance, recorder_of
 from trainables.devices import DeviceError
 from trainables.recipe import Recipe
 from trainables.replicate import Replicate
+from trainables.sharpness.kept import KeptParameters
 
 BASE = {
     "dataset": "digits", "epochs": 4, "batch_size": 32, "train_size": 300, "precision": "float64", "lr": 0.05,
@@ -167,6 +170,104 @@ def test_a_statistic_that_is_off_does_not_drown_in_the_weights():
     assert captured.recorded == 0
 
 
+def test_a_number_that_is_fetched_from_the_host_is_refused():
+    theta = torch.zeros(2, dtype=torch.float64)
+
+    def step(key, x):
+        theta.add_(torch.where(x > 0, 1.0, x) * torch.tensor(2.0))
+        return ()
+
+    captured = made(step, [theta])
+    for _ in range(6):
+        captured("any", torch.ones(2, dtype=torch.float64))
+    assert captured.recorded == 0
+    assert "fetches a number from the host" in captured.take_remarks()[0]
+
+
+def test_a_step_that_moves_nothing_is_no_step_to_judge_a_recording_by():
+    theta, lr = torch.zeros(2, dtype=torch.float64, requires_grad=True), [1.0]
+
+    @torch.no_grad()
+    def step(key, x):
+        # Wrong when recorded, and a step of zeros would not show it.
+        theta.add_(x, alpha=lr[0])
+        lr[0] += 1
+        return ()
+
+    captured = made(step, [theta])
+    for _ in range(6):
+        captured("any", torch.zeros(2, dtype=torch.float64))
+    assert captured.recorded == 0
+    assert captured.take_remarks() == []
+    captured("any", torch.ones(2, dtype=torch.float64))
+    assert captured.recorded == 0
+    assert "of its length from the plain one" in captured.take_remarks()[0]
+    assert captured.how == "eager"
+
+
+def test_what_is_infinite_does_not_pass_for_equal():
+    before, found = [torch.zeros(2)], [torch.tensor([math.inf, 1.0])]
+    assert not _distance(before, [torch.ones(2)], found) <= 1e-3
+    assert not _distance([torch.tensor([math.inf, 0.0])], [torch.tensor([math.inf, 1.0])], [torch.zeros(2)]) <= 1e-3
+    assert _distance(before, [torch.ones(2)], [torch.ones(2)]) == 0
+
+
+def test_a_recording_may_be_as_far_off_as_plain_steps_are_from_each_other():
+    theta, calls = torch.zeros(2, dtype=torch.float64, requires_grad=True), [0]
+
+    @torch.no_grad()
+    def step(key, x):
+        calls[0] += 1
+        theta.add_(x, alpha=1 + 4e-9 * (calls[0] % 2))  # above float64's tolerance
+        return ()
+
+    captured = made(step, [theta])
+    for _ in range(8):
+        captured("any", torch.ones(2, dtype=torch.float64))
+    assert captured.recorded == 1
+    assert torch.allclose(theta, torch.full((2,), 8.0, dtype=torch.float64), atol=1e-4)
+
+
+def test_after_a_recording_that_broke_off_the_plain_steps_go_on(monkeypatch):
+    class Breaks(Tape):
+        def record(self, run):
+            begun = run  # the first pass's probe is taken, and then the device gives up
+
+            def first_pass_only():
+                raise RuntimeError("capture was invalidated")
+
+            monkeypatch.setattr(KeptParameters, "put_back", lambda self: first_pass_only())
+            try:
+                begun()
+            finally:
+                monkeypatch.undo()
+            raise AssertionError("the step did not notice")
+
+    settings = recipe(optimiser="sam")
+    plain, broken = Replicate(settings, 0), Replicate(settings, 0, recorder=Breaks())
+    expected, found = rows_of(plain, 3), rows_of(broken, 3)
+    for one, other in zip(expected, found, strict=True):
+        assert all(equal(one[key], other[key]) for key in one)
+    assert_same(plain, broken)
+    remarks = broken.take_remarks()
+    assert remarks
+    assert all("capture was invalidated" in line for line in remarks)
+    assert broken.steps == "eager"
+
+
+def test_a_replicate_that_nobody_uses_is_gone_at_once():
+    replicate = Replicate(recipe(optimiser="fsam"), 0, recorder=Tape())
+    replicate.train_epoch()
+    gone = weakref.ref(replicate)
+    gc.collect()
+    gc.disable()
+    try:
+        del replicate
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_keys_and_shapes_have_recordings_of_their_own():
     total = torch.zeros((), dtype=torch.float64)
 
@@ -203,7 +304,10 @@ def test_a_cpu_records_nothing_and_off_is_off():
     with pytest.raises(DeviceError, match="capture: on, but a CPU's steps are not recorded"):
         Replicate(recipe(capture="on"), 0)
     assert not Replicate(recipe(capture="off"), 0, recorder=Tape()).capturing
-    assert Replicate(recipe(capture="on"), 0, recorder=Tape()).steps == "captured"
+    on = Replicate(recipe(capture="on"), 0, recorder=Tape())
+    assert on.steps == "eager"  # nothing is recorded yet
+    on.train_epoch()
+    assert on.steps == "captured"
 
 
 def test_how_it_runs_is_no_part_of_what_it_is():

@@ -71,6 +71,23 @@ def test_auto_stays_in_turn_where_the_memory_would_not_do(monkeypatch):
     assert not group.was_together
 
 
+def test_a_state_that_is_loaded_is_what_goes_on():
+    tape, plain = Tape(), replicates(2)
+    group = SideBySide(replicates(2, tape), "on", tape)
+    trained(group, 2)
+    states = [replicate.state_dict() for replicate in group.replicates]
+    trained(group, 1)
+    for replicate, state in zip(group.replicates, states, strict=True):
+        replicate.load_state_dict(state)
+    trained(group, 1)
+    for one, other in zip(plain, group.replicates, strict=True):
+        for _ in range(3):
+            one.train_epoch()
+        for name, value in one.model.state_dict().items():
+            assert torch.equal(value, other.model.state_dict()[name]), name
+    assert group.steps == "captured, side by side"
+
+
 def test_the_seconds_of_an_epoch_are_shared_out():
     tape = Tape()
     group = SideBySide(replicates(3, tape), "on", tape)

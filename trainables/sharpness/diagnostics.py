@@ -41,7 +41,8 @@ def measure(blocks: Sequence[Block], eps: Sequence[Sequence[Tensor]]) -> Tensor:
 
 def _vanished(blocks: Sequence[Block]) -> Tensor:
     if any(block.metric != "fsam" for block in blocks):
-        return torch.tensor(math.nan, dtype=torch.float64)
+        # Filled there: a number that is copied over would have the host wait, and no recording takes it.
+        return torch.full((), math.nan, dtype=torch.float64, device=blocks[0].grads[0].device)
     counts: list[Tensor] = []
     for block in blocks:
         fisher = None if block.fisher is None else [f.float() for f in block.fisher]

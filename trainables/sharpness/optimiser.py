@@ -221,9 +221,9 @@ class SharpnessAware(Optimizer):
     @torch.no_grad()
     def restore(self) -> None:
         """Back to theta exactly, bit for bit, and give the step up. Harmless where there is nothing to restore."""
-        self._return_to_theta()
         self._norms.clear()
         self._inverse = {}
+        self._return_to_theta()
 
     # a step of several probes calls closures in turn, which torch's own signature has no name for
     def step(  # type: ignore[override]
@@ -338,10 +338,10 @@ class SharpnessAware(Optimizer):
 
     @torch.no_grad()
     def _return_to_theta(self) -> None:
+        pending, self._pending = self._pending, False  # first: a device that fails here must not leave a step open
         self._theta.put_back()
-        if self._pending and self._buffers is not None:
+        if pending and self._buffers is not None:
             self._buffers.put_back()
-        self._pending = False
 
     def _precondition(self) -> None:
         """Multiply the gradients by 1 / (1 + eta f) where natural gradients are asked for (footnote 3)."""
@@ -384,7 +384,7 @@ class SharpnessAware(Optimizer):
             norm = global_norm(grads, also=norms)
             overflow: Tensor | None = getattr(self, "found_inf", None)  # set by GradScaler.step around step()
             if overflow is not None:
-                norm = torch.where(overflow > 0, math.inf, norm)
+                norm = norm.masked_fill(overflow > 0, math.inf)
             if self._decides_on_device():
                 self._step_unless(norm)
                 return

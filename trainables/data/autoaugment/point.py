@@ -46,7 +46,7 @@ def autocontrast_tables(x: Tensor) -> Tensor:
     flat = high <= low
     # Python computes `int(level * scale + offset)` in double precision; so does this, in the same order. The 255 is a
     # tensor because torch takes `number / tensor` for number * (1 / tensor), which rounds twice.
-    scale = torch.full_like(low, 255.0) / torch.where(flat, 1.0, high - low)
+    scale = torch.full_like(low, 255.0) / (high - low).masked_fill(flat, 1.0)
     stretched = (levels * scale).add_(-low * scale).clamp_(0, 255)
     return torch.where(flat, levels, stretched).to(torch.uint8)
 
