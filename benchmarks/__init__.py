@@ -15,6 +15,8 @@ resume           a finished experiment asked again: ours beside Tuner.restore
 overhead         a trial that does nothing: ours beside Ray Tune's function and class trainables
 plain_tune       Ray Tune as its manual has it, with trials that do nothing
 tuned_loop       Ray Tune as its manual has it, with the published loop in a function
+gpu/             what a GPU has to show: `python -m benchmarks.gpu`
+tape             what a CUDA graph does, on a CPU
 studies          a study that was run for real, as a record
 records/         committed measurements
 """

@@ -1,9 +1,9 @@
-"""A step recorded once and then issued whole: on a GPU, one CUDA graph in place of thousands of kernel launches.
+"""A step recorded once and then issued whole: on a GPU, one CUDA graph in place of every kernel's launch.
 
-A small network's step is bound by the host: ResNet-20's two passes are some two thousand launches, each of them
-quicker on the device than its call. A graph has them all in one. What it holds are addresses and numbers, so whatever
-changes between steps must be a tensor that is written in place: the batch, the learning rate, whether a step is
-skipped (`trainables.sharpness`).
+A small network's step is bound by the host: SAM on ResNet-20 is some 800 tensor operations a step, one launch or more
+each, on images that a GPU is done with in no time. A graph has them all in one. What it holds are addresses and
+numbers, so whatever changes between steps must be a tensor that is written in place: the batch, the learning rate,
+whether a step is skipped (`trainables.sharpness`).
 
 Nobody has to believe that it does the same: the first time that a shape is recorded, the step is taken both ways from
 the same state, and unless the recorded one ends where the plain one does, steps stay plain and a remark says so.
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from trainables.recipe import Recipe
 
 Outputs = tuple[Tensor, ...]
 
@@ -31,9 +33,8 @@ PATIENCE = 20
 #: order, and whatever a library chooses otherwise under capture.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
-
-#: And how many times that where one plain step is as far from the next; more would let a number of the host's pass,
-#: which differs from one plain step to the next as well.
+#: How many times that it may be where plain steps are as far from each other. More would let a number of the host's
+#: pass, which differs from one plain step to the next as well.
 LOOSEST = 10
 
 
@@ -258,7 +259,7 @@ def _norm_between(one: Tensor, other: Tensor) -> Tensor:
     return torch.linalg.vector_norm(difference, dtype=torch.float64)
 
 
-def unrecordable(recipe: Any) -> str | None:
+def unrecordable(recipe: Recipe) -> str | None:
     """Why a recipe's steps cannot be recorded, in a few words; None where they can."""
     if recipe.dropout:
         return "dropout draws new masks in every step"

@@ -451,6 +451,11 @@ class Replicate:
         return how + (", compiled" if self.recipe.compile else "")
 
     @property
+    def arithmetic(self) -> torch.dtype:
+        """What the passes compute in: the recipe's precision."""
+        return DTYPES.get(self.recipe.precision, self._dtype)
+
+    @property
     def recorded(self) -> int:
         """Kinds of steps that are issued from a recording by now."""
         return self._captured.recorded if self._captured else 0
@@ -481,7 +486,7 @@ class Replicate:
                 lambda key, x, y: own.issue(key, x, y),
                 lambda: own.written(),
                 self._recorder,
-                DTYPES.get(self.recipe.precision, self._dtype),
+                self.arithmetic,
             )
 
     def _step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

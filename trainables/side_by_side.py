@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainables.capture import Captured, Outputs, Recorder
 from trainables.devices import DeviceError
-from trainables.replicate import DTYPES, Batch, Epoch, Replicate, Row
+from trainables.replicate import Batch, Epoch, Replicate, Row
 
 #: Side by side must take less than this share of the time in turn, or it is not worth the memory.
 WORTH = 0.98
@@ -145,12 +145,13 @@ class SideBySide:
         loaded = [replicate.loaded for replicate in self.replicates]
         if self._captured is None or loaded != self._loaded:
             self._loaded = loaded
-            recipe = self.replicates[0].recipe
-            precision = DTYPES.get(recipe.precision, torch.float64 if recipe.precision == "float64" else torch.float32)
             assert self.recorder is not None  # else nothing is together
             own = weakref.proxy(self)  # as in `Replicate.forget`
             self._captured = Captured(
-                lambda key, *inputs: own._issue(key, *inputs), lambda: own._written(), self.recorder, precision
+                lambda key, *inputs: own._issue(key, *inputs),
+                lambda: own._written(),
+                self.recorder,
+                self.replicates[0].arithmetic,
             )
         captured = self._captured
         begun = time.perf_counter()

@@ -10,6 +10,7 @@ from benchmarks.gpu import correctness, speed, study
 from benchmarks.gpu.suite import Suite, apart, middle
 from benchmarks.tape import Tape
 from trainables.models import build
+from trainables.recipe import Recipe
 
 
 @pytest.fixture
@@ -85,6 +86,25 @@ def test_multiply_adds_are_those_that_are_published(model, millions):
     network = build(model, classes=10, channels=3, side=32)
     assert speed.macs(network, torch.zeros(1, 3, 32, 32)) == pytest.approx(1e6 * millions, rel=0.01)
     assert speed.macs(network, torch.zeros(2, 3, 32, 32)) == 2 * speed.macs(network, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("data_root", [None, "cifar"])
+@pytest.mark.parametrize("small", [True, False])
+def test_every_recipe_of_the_suite_is_one(small, data_root):
+    # On a GPU for the first time is a bad place to learn that a setting is refused.
+    suite = Suite(torch.device("cuda"), small, 1000, data_root)
+    for method in correctness.METHODS.values():
+        for more in (
+            {},
+            {"train_size": 200, "batch_size": 32},
+            {"augmentation": ["crop", "flip", "autoaugment", "cutout"]},
+        ):
+            assert Recipe.of(correctness.settings(suite, precision="float64", **{**method, **more})).epochs == 3
+    for model in ("resnet20", "wrn28_10"):
+        for method in speed.METHODS.values():
+            speed.given(suite, model, **method)
+    speed.given(suite, "resnet20", optimiser="sam", augmentation=["crop", "flip", "autoaugment", "cutout"])
+    Recipe.of(study._settings(suite, epochs=5, gamma=0.1, eta=1.0))
 
 
 def test_what_is_no_number_is_none_in_the_record():
